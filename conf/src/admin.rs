@@ -1,0 +1,12 @@
+//! `[admin]`: the operator's listener.
+
+use crate::units::Secret;
+use std::net::SocketAddr;
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct Admin {
+    pub enabled: bool,
+    pub listen: SocketAddr,
+    /// Bearer token for `/admin/v1/…`; needed for everything when `listen` is not loopback.
+    pub token: Secret,
+}

@@ -1,0 +1,80 @@
+//! `[proxy]`: tier 1.
+
+use crate::units::{Cidr, Rate};
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct Proxy {
+    pub listen: Vec<SocketAddr>,
+    /// Worker threads; 0: one per core.
+    pub threads: usize,
+    /// Peers whose forwarded headers count.
+    pub trusted: Vec<Cidr>,
+    /// Open client connections in this process; over it 503 with Retry-After. 0: no limit.
+    pub max_connections: usize,
+    /// Open client connections per address (IPv6: per `ipv6_prefix`); over it 503. 0: no limit.
+    pub max_connections_per_ip: usize,
+    /// WebSocket handshakes per address; over it 429 with Retry-After. `None`: no limit ("0/s").
+    pub handshake_rate: Option<Rate>,
+    /// How many may come at once before the rate counts.
+    pub handshake_burst: u32,
+    /// Bits of an IPv6 address that make one client.
+    pub ipv6_prefix: u8,
+    /// Total time for a request head, whatever the drip; over it 408.
+    pub head_timeout: Duration,
+    /// Over it 431.
+    pub head_size: usize,
+    /// A kept-alive connection without a request is closed after this.
+    pub keepalive_timeout: Duration,
+    /// TCP connect to one server.
+    pub connect_timeout: Duration,
+    /// Servers of the ring tried for one client, the first included.
+    pub connect_tries: u32,
+    /// From the request sent to a server to the head of its answer.
+    pub handshake_timeout: Duration,
+    /// A tunnel without a byte in either direction is closed after this. Zero: never.
+    pub idle_timeout: Duration,
+    /// How long a drain may take before tunnels are closed.
+    pub drain_timeout: Duration,
+    pub breaker: Breaker,
+    pub upstream: BTreeMap<String, Upstream>,
+    /// First match wins.
+    pub route: Vec<Route>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Breaker {
+    /// Consecutive failures of one server that open its breaker.
+    pub failures: u32,
+    pub open_for: Duration,
+    pub open_max: Duration,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct Upstream {
+    /// `host:port`; names are resolved at start.
+    pub servers: Vec<String>,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct Route {
+    /// Exact host name, without port, any case; `None`: any.
+    pub host: Option<String>,
+    /// Path prefix, at a `/` boundary; `None`: any.
+    pub path: Option<String>,
+    /// An upstream's name. `"node"`: the node tier of this process, unless `[proxy.upstream.node]` lists nodes.
+    pub to: String,
+    pub sticky: Sticky,
+}
+
+/// The key of consistent-hash routing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Sticky {
+    /// The client's address.
+    Ip,
+    Header(String),
+    Cookie(String),
+    Query(String),
+}

@@ -1,0 +1,10 @@
+//! Run-time parts that two or more tiers share: the breaker, backoff, drain, metrics, admin, and
+//! the seam through which the proxy hands a client to the node of the same process.
+
+pub mod accept;
+pub mod admin;
+pub mod backoff;
+pub mod breaker;
+pub mod drain;
+pub mod metrics;
+pub mod telemetry;

@@ -1,0 +1,1 @@
+//! Placeholder: tracing set-up.

@@ -1,0 +1,1 @@
+//! Placeholder for the frames between node and broker.
