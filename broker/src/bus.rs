@@ -95,6 +95,12 @@ pub struct Inbox {
 }
 
 impl Inbox {
+    /// An inbox and its sending end, for an engine outside this crate (and for tests).
+    pub fn channel(size: usize) -> (tokio::sync::mpsc::Sender<Event>, Inbox) {
+        let (sender, events) = tokio::sync::mpsc::channel(size);
+        (sender, Inbox { events })
+    }
+
     pub async fn next(&mut self) -> Option<Event> {
         self.events.recv().await
     }
