@@ -113,8 +113,10 @@ fn read_namespaces(section: &mut Section<'_, '_>) -> BTreeMap<String, ChannelOpt
                     "{name:?} is not a namespace's name; accepted: letters, digits, - _ and ., 64 at most"
                 );
                 s.reader.mistake(&place, &key, text);
-            } else if namespaces.insert(name.clone(), options).is_some() {
+            } else if namespaces.contains_key(&name) {
                 s.reader.mistake(&place, &key, format!("{name:?} is defined twice; accepted: once"));
+            } else {
+                namespaces.insert(name, options);
             }
         });
     }

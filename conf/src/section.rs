@@ -272,8 +272,10 @@ impl<'r, 't> Section<'r, 't> {
         {
             return format!("did you mean {known}?");
         }
-        if let Some(elsewhere) = find_key(self.reader.defaults, key, "") {
-            return format!("did you mean {elsewhere}?");
+        let mut elsewhere = Vec::new();
+        find_key(self.reader.defaults, key, "", &mut elsewhere);
+        if !elsewhere.is_empty() {
+            return format!("did you mean {}?", elsewhere.join(" or "));
         }
         // A variable with one underscore for the dot.
         for (section, item) in self.reader.defaults.iter().filter(|_| self.path.is_empty()) {
@@ -307,17 +309,17 @@ fn shown<T: Value>(range: &impl RangeBounds<T>) -> String {
     }
 }
 
-fn find_key(table: &Table, key: &str, prefix: &str) -> Option<String> {
+/// Every place of a key by its last name.
+fn find_key(table: &Table, key: &str, prefix: &str, found: &mut Vec<String>) {
     for (name, item) in table {
         let path = if prefix.is_empty() { name.clone() } else { format!("{prefix}.{name}") };
-        if name == key {
-            return Some(path);
+        if let Some(table) = item.as_table() {
+            find_key(table, key, &path, found);
         }
-        if let Some(found) = item.as_table().and_then(|table| find_key(table, key, &path)) {
-            return Some(found);
+        if name == key {
+            found.push(path);
         }
     }
-    None
 }
 
 /// Levenshtein: how many characters to add, drop or change.

@@ -82,13 +82,27 @@ fn is_repetition(error: &Error) -> bool {
 
 fn repetition(error: &Error, text: &str, places: &Places) -> Mistake {
     let span = error.span().unwrap_or(0..0);
-    let key = text.get(span.clone()).unwrap_or_default().to_owned();
+    let name = text.get(span.clone()).unwrap_or_default();
+    let key = match section_above(text, span.start) {
+        Some(section) => format!("{section}.{name}"),
+        None => name.to_owned(),
+    };
     let text = if error.message() == "duplicate key" {
         "is set twice; accepted: once".to_owned()
     } else {
         error.message().to_owned()
     };
     Mistake { place: places.at(span.start), key, text }
+}
+
+/// The header that a line stands under, if it is none itself.
+fn section_above(text: &str, offset: usize) -> Option<&str> {
+    let line = text[..offset].rfind('\n').map_or(0, |newline| newline + 1);
+    if text[line..].trim_start().starts_with('[') {
+        return None;
+    }
+    let header = text[..line].lines().rev().map(str::trim).find(|line| line.starts_with('['))?;
+    Some(header.trim_start_matches('[').split(']').next()?.trim())
 }
 
 /// The offset to blame, and the words for it.
@@ -115,7 +129,10 @@ fn describe(
         return (span.start, Mistake { place: places.at(span.start), key: key.clone(), text });
     }
     let at = start(error);
-    let key = open.iter().find(|(_, span)| span.start <= at && at <= span.end).map(|(key, _)| key.clone());
+    let line = text[..at].rfind('\n').map_or(0, |newline| newline + 1);
+    let is_header = text[line..].trim_start().starts_with('[');
+    let around = |(_, span): &&(String, Range<usize>)| span.start <= at && at <= span.end && !is_header;
+    let key = open.iter().find(around).map(|(key, _)| key.clone());
     let empty = error.span().is_some_and(|span| span.is_empty());
     let text = match error.message() {
         m if m.starts_with("string values must be quoted") && empty => {

@@ -50,6 +50,8 @@ impl Item {
                 format!("{:?}…", text.chars().take(60).collect::<String>())
             }
             Raw::Text(text) => format!("{text:?}"),
+            // What did not fit is held as the largest.
+            Raw::Integer(i128::MAX) => "a number of this length".into(),
             Raw::Integer(n) => n.to_string(),
             Raw::Float(n) => n.to_string(),
             Raw::Bool(b) => b.to_string(),

@@ -30,9 +30,14 @@ macro_rules! whole_numbers {
             fn read(item: &Item, path: &str, reader: &mut Reader<'_>) -> Option<$kind> {
                 match item.value {
                     Raw::Integer(n) if <$kind>::try_from(n).is_ok() => <$kind>::try_from(n).ok(),
-                    Raw::Integer(n) => {
+                    Raw::Integer(_) => {
                         let max = <$kind>::MAX;
-                        reader.mistake(&item.place, path, format!("{n} is out of range; accepted: 0 to {max}"));
+                        let accepted = match <$kind>::BITS {
+                            64.. => "0 or more".to_owned(),
+                            _ => format!("0 to {max}"),
+                        };
+                        let text = format!("{} is out of range; accepted: {accepted}", item.shown());
+                        reader.mistake(&item.place, path, text);
                         None
                     }
                     _ => reader.refuse(item, path, "a whole number", "a number without a unit, such as 100"),
