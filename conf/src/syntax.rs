@@ -113,25 +113,27 @@ fn describe(
     text: &str,
     places: &Places,
 ) -> (usize, Mistake) {
-    let end = text.trim_end().len();
-    let unclosed = all.iter().any(|e| start(e) >= end);
     let mut open = Vec::new();
     spans(tree, "", &mut open);
-    // Something without an end reaches the file's end: its beginning is to blame.
-    if unclosed
-        && let Some((key, span)) = open
-            .iter()
-            .filter(|(_, span)| span.end >= end && places.line(span.start) < places.line(end))
-            .min_by_key(|(_, span)| span.start)
-        && span.start <= start(error)
+    // What has no end runs into the lines below, which then look wrong: its beginning is to blame.
+    let unclosed: Vec<usize> = all.iter().filter(|e| is_unclosed(e)).map(|e| start(e)).collect();
+    let first = start(error);
+    let runs_on = |(_, span): &&(String, Range<usize>)| {
+        let value = text.get(span.clone()).unwrap_or_default();
+        span.start <= first
+            && first <= span.end
+            && closer(value).is_some_and(|c| unclosed.contains(&span.end) || !value.ends_with(c))
+    };
+    if !unclosed.is_empty()
+        && let Some((key, span)) = open.iter().filter(runs_on).min_by_key(|(_, span)| span.start)
     {
-        let text = format!("is not closed; accepted: {}", closing(&text[span.start..]));
+        let closer = closer(&text[span.start..]).unwrap_or_default();
+        let text = format!("is not closed; accepted: a closing {closer}");
         return (span.start, Mistake { place: places.at(span.start), key: key.clone(), text });
     }
-    let at = start(error);
-    let line = text[..at].rfind('\n').map_or(0, |newline| newline + 1);
+    let line = text[..first].rfind('\n').map_or(0, |newline| newline + 1);
     let is_header = text[line..].trim_start().starts_with('[');
-    let around = |(_, span): &&(String, Range<usize>)| span.start <= at && at <= span.end && !is_header;
+    let around = |(_, span): &&(String, Range<usize>)| span.start <= first && first <= span.end && !is_header;
     let key = open.iter().find(around).map(|(key, _)| key.clone());
     let empty = error.span().is_some_and(|span| span.is_empty());
     let text = match error.message() {
@@ -143,14 +145,20 @@ fn describe(
         }
         m => m.replacen(", expected ", "; expected ", 1),
     };
-    (at, Mistake { place: places.at(at), key: key.unwrap_or_default(), text })
+    (first, Mistake { place: places.at(first), key: key.unwrap_or_default(), text })
 }
 
-fn closing(value: &str) -> &'static str {
-    match value.as_bytes() {
-        [b'[', ..] => "a closing ]",
-        [b'{', ..] => "a closing }",
-        _ => "a closing quote",
+fn is_unclosed(error: &Error) -> bool {
+    let starts = ["unclosed array,", "unclosed inline table", "invalid multi-line"];
+    starts.iter().any(|start| error.message().starts_with(start))
+}
+
+fn closer(value: &str) -> Option<char> {
+    match value.chars().next()? {
+        '[' => Some(']'),
+        '{' => Some('}'),
+        quote @ ('"' | '\'') => Some(quote),
+        _ => None,
     }
 }
 
