@@ -66,7 +66,9 @@ impl Rules<'_> {
         if keys.iter().any(|key| self.is_bad(key)) {
             return None;
         }
-        let place = keys.iter().find_map(|key| self.place(key)).unwrap_or(self.whole).clone();
+        let exact = keys.iter().find_map(|key| self.places.get(*key));
+        let around = || keys.iter().find_map(|key| self.place(key));
+        let place = exact.or_else(around).unwrap_or(self.whole).clone();
         Some(Mistake { place, key: keys.first()?.to_string(), text: text.into() })
     }
 

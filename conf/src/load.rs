@@ -92,9 +92,8 @@ pub fn load(sources: &Sources) -> Result<Loaded, Errors> {
     let (whole, Parsed { table: mut given, mut mistakes }) = sources.read_file();
     sources.lay_environment(&mut given, &mut mistakes);
     for (key, value) in &sources.set {
-        let path: Vec<String> = key.split('.').map(|part| part.trim().to_owned()).collect();
-        let place = Place::CommandLine(key.clone());
-        overlay(&mut given, &path, syntax::parse_value(value, place));
+        let path = key.split('.').map(|part| part.trim().to_owned()).collect();
+        lay(&mut given, path, value, Place::CommandLine(key.clone()), &mut mistakes);
     }
     let mut reader = Reader::new(&sources.environment, &DEFAULTS);
     let config = Section::root(&mut reader, &given, whole.clone(), Config::read_keys);
@@ -146,9 +145,16 @@ impl Sources {
             if is_service_link(name) {
                 continue;
             }
-            let path: Vec<String> = key.split("__").map(str::to_lowercase).collect();
-            overlay(given, &path, syntax::parse_value(value, place));
+            let path = key.split("__").map(str::to_lowercase).collect();
+            lay(given, path, value, place, mistakes);
         }
+    }
+}
+
+fn lay(given: &mut Table, path: Vec<String>, value: &str, place: Place, mistakes: &mut Vec<Mistake>) {
+    if !overlay(given, &path, syntax::parse_value(value, place.clone())) {
+        let text = "unknown key; a key above it holds a value, not keys".to_owned();
+        mistakes.push(Mistake { place, key: path.join("."), text });
     }
 }
 

@@ -120,6 +120,9 @@ impl<'t> Reader<'t> {
             for (i, item) in items.iter().enumerate() {
                 self.places.insert(format!("{path}[{i}]"), item.place.clone());
             }
+        } else if item.as_text().is_some() {
+            // It may stand for a list of one.
+            self.places.insert(format!("{path}[0]"), item.place.clone());
         }
     }
 }

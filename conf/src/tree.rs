@@ -62,12 +62,14 @@ impl Item {
     }
 }
 
-/// Lays `item` over what `root` has at `path`. Tables are joined, all else is replaced. Where the
-/// way there is no table, what stands in the way stays, for its own mistake to be reported.
-pub(crate) fn overlay(root: &mut Table, path: &[String], item: Item) {
-    let Some((key, rest)) = path.split_first() else { return };
+/// Lays `item` over what `root` has at `path`. Tables are joined, all else is replaced. False: a
+/// value stands in the way, and stays.
+#[must_use]
+pub(crate) fn overlay(root: &mut Table, path: &[String], item: Item) -> bool {
+    let Some((key, rest)) = path.split_first() else { return false };
     if rest.is_empty() {
-        return overlay_item(root, key.clone(), item);
+        overlay_item(root, key.clone(), item);
+        return true;
     }
     let table = root.entry(key.clone()).or_insert_with(|| Item {
         value: Raw::Table(Table::new()),
@@ -75,8 +77,9 @@ pub(crate) fn overlay(root: &mut Table, path: &[String], item: Item) {
         key_place: item.key_place.clone(),
         text: None,
     });
-    if let Raw::Table(table) = &mut table.value {
-        overlay(table, rest, item);
+    match &mut table.value {
+        Raw::Table(table) => overlay(table, rest, item),
+        _ => false,
     }
 }
 

@@ -19,7 +19,7 @@ impl Rules<'_> {
             let Some((other, taken)) = bound[..i].iter().find(|(_, other)| collide(*other, *addr)) else {
                 continue;
             };
-            let (key, other, addr, taken) = if self.place(key).is_none() && self.place(other).is_some() {
+            let (key, other, addr, taken) = if !self.is_given(key) && self.is_given(other) {
                 (other, key, taken, addr)
             } else {
                 (key, other, addr, taken)
