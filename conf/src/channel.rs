@@ -5,6 +5,7 @@ use crate::section::{Field, Keys, Section, keys};
 use crate::tree::Raw;
 use crate::write::{Writer, quote};
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::time::Duration;
 
 #[derive(Clone, Debug, PartialEq)]
@@ -112,11 +113,16 @@ fn read_namespaces(section: &mut Section<'_, '_>) -> BTreeMap<String, ChannelOpt
                 let text = format!(
                     "{name:?} is not a namespace's name; accepted: letters, digits, - _ and ., 64 at most"
                 );
-                s.reader.mistake(&place, &key, text);
-            } else if namespaces.contains_key(&name) {
-                s.reader.mistake(&place, &key, format!("{name:?} is defined twice; accepted: once"));
-            } else {
-                namespaces.insert(name, options);
+                return s.reader.mistake(&place, &key, text);
+            }
+            match namespaces.entry(name) {
+                Entry::Vacant(slot) => {
+                    slot.insert(options);
+                }
+                Entry::Occupied(slot) => {
+                    let text = format!("{:?} is defined twice; accepted: once", slot.key());
+                    s.reader.mistake(&place, &key, text);
+                }
             }
         });
     }

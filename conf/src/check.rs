@@ -118,16 +118,20 @@ impl Rules<'_> {
     /// The shape of a `tracing` filter; target names are free.
     fn telemetry(&mut self) {
         let levels = ["off", "error", "warn", "info", "debug", "trace"];
-        for part in self.config.telemetry.filter.split(',').map(str::trim) {
-            // Spans and fields have commas and signs of their own; what reads the filter judges those.
-            if part.contains(['[', ']', '{', '}']) {
-                return;
-            }
-            let level = part.rsplit_once('=').map_or(part, |(_, level)| level).to_lowercase();
-            let sound = if part.contains('=') { levels.contains(&level.as_str()) } else { !part.is_empty() };
-            if !sound && !(part.is_empty() && self.config.telemetry.filter.is_empty()) {
+        let filter = &self.config.telemetry.filter;
+        // Spans and fields have commas and signs of their own; what reads the filter judges those.
+        if filter.is_empty() || filter.contains(['[', ']', '{', '}']) {
+            return;
+        }
+        for part in filter.split(',').map(str::trim) {
+            let sound = match part.rsplit_once('=') {
+                Some((_, level)) => levels.contains(&level.to_lowercase().as_str()),
+                None => !part.is_empty(),
+            };
+            if !sound {
                 let text = format!(
-                    "{part:?} is not a part of a log filter; accepted: a level (off, error, warn, info, debug, trace) or TARGET=LEVEL"
+                    "{part:?} is not a part of a log filter; accepted: a level ({}) or TARGET=LEVEL",
+                    levels.join(", ")
                 );
                 self.mistake(&["telemetry.filter"], text);
             }

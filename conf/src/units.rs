@@ -76,7 +76,7 @@ impl From<usize> for Bytes {
 
 impl fmt::Display for Bytes {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match SIZES[..3].iter().find(|(_, bytes)| self.0 > 0 && self.0 % bytes == 0) {
+        match SIZES[..3].iter().find(|(_, bytes)| self.0 > 0 && self.0.is_multiple_of(*bytes)) {
             Some((unit, bytes)) => write!(f, "{}{unit}", self.0 / bytes),
             None => write!(f, "{}B", self.0),
         }
