@@ -87,7 +87,7 @@ const DURATIONS: [(&str, u64); 5] =
     [("h", 3_600_000), ("m", 60_000), ("s", 1_000), ("ms", 1), ("d", 86_400_000)];
 
 /// `"25s"`, `"1h30m"`; a bare number has no unit and is refused.
-pub(crate) fn parse_duration(text: &str) -> Option<Duration> {
+pub fn parse_duration(text: &str) -> Option<Duration> {
     let mut rest = text;
     let mut total: u64 = 0;
     loop {

@@ -50,7 +50,9 @@ struct Source {
 
 pub fn main() -> ExitCode {
     match Cli::parse().command {
-        None => serve(Sources::new().text("demo.toml (built in)", weir_conf::DEMO).process_environment(), true),
+        None => {
+            serve(Sources::new().text("demo.toml (built in)", weir_conf::DEMO).process_environment(), true)
+        }
         Some(Command::Run(source)) => match source.sources() {
             Ok(sources) => serve(sources, false),
             Err(code) => code,

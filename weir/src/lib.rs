@@ -64,10 +64,10 @@ impl Weir {
         let mut registry = metrics::registry();
         let drains = Drains::default();
         let admin = match conf.admin.enabled {
-            true => Some(Admin::bind(&conf.admin).map_err(|source| BindError::Admin {
-                addr: conf.admin.listen,
-                source,
-            })?),
+            true => Some(
+                Admin::bind(&conf.admin)
+                    .map_err(|source| BindError::Admin { addr: conf.admin.listen, source })?,
+            ),
             false => None,
         };
         let broker = match conf.roles.broker {
@@ -80,10 +80,9 @@ impl Weir {
         };
         let proxy = match conf.roles.proxy {
             true => {
-                let local = node.as_ref().map(|(node, ..)| LocalNode {
-                    acceptor: node.acceptor(),
-                    addr: node.local_addr(),
-                });
+                let local = node
+                    .as_ref()
+                    .map(|(node, ..)| LocalNode { acceptor: node.acceptor(), addr: node.local_addr() });
                 Some(Proxy::bind(&conf.proxy, local, &mut registry)?)
             }
             false => None,
@@ -176,7 +175,10 @@ fn checks(node: Option<Arc<Health>>) -> Vec<(&'static str, Check)> {
     let Some(health) = node else { return Vec::new() };
     let bus = health.clone();
     vec![
-        ("node", Box::new(move || health.is_ready().then_some(()).ok_or_else(|| "not accepting clients".into()))),
+        (
+            "node",
+            Box::new(move || health.is_ready().then_some(()).ok_or_else(|| "not accepting clients".into())),
+        ),
         ("broker link", Box::new(move || bus.bus_is_up().then_some(()).ok_or_else(|| "down".into()))),
     ]
 }
