@@ -116,7 +116,12 @@ impl Channel {
 }
 
 impl Shard {
-    pub fn publish(&mut self, now: Now, publish: Publish, deliver: Deliver<'_>) -> Result<Published, Refusal> {
+    pub fn publish(
+        &mut self,
+        now: Now,
+        publish: Publish,
+        deliver: Deliver<'_>,
+    ) -> Result<Published, Refusal> {
         let Some(options) = publish.stream else { return self.publish_live(now, publish, deliver) };
         let key = self.stream(now, &publish.channel, &options)?;
         let (before, channel) = self.channel(&key);
@@ -148,7 +153,12 @@ impl Shard {
     }
 
     /// A channel without history: whoever is interested now, and no trace.
-    fn publish_live(&mut self, now: Now, publish: Publish, deliver: Deliver<'_>) -> Result<Published, Refusal> {
+    fn publish_live(
+        &mut self,
+        now: Now,
+        publish: Publish,
+        deliver: Deliver<'_>,
+    ) -> Result<Published, Refusal> {
         if let Some(idempotency_key) = publish.idempotency_key {
             let key = self.name(&publish.channel);
             let (before, channel) = self.channel(&key);
