@@ -156,10 +156,8 @@ pub struct ConnectResult {
     pub subs: Vec<(Arc<str>, SubscribeResult)>,
     /// Seconds between the server's pings; 0: none of the protocol's own.
     pub ping: u32,
-    /// The secret name of a listening session; empty otherwise.
-    pub session: String,
-    /// The node's name, for listening sessions; empty otherwise.
-    pub node: String,
+    /// Whether they are to be answered.
+    pub pong: bool,
 }
 
 #[derive(Clone, Debug, Default, PartialEq)]

@@ -144,9 +144,7 @@ fn connect_fields(o: &mut Fields<'_>, result: &ConnectResult) {
         o.out.push(b'}');
     }
     o.number("ping", u64::from(result.ping));
-    o.flag("pong", result.ping > 0);
-    o.str("session", &result.session);
-    o.str("node", &result.node);
+    o.flag("pong", result.pong);
 }
 
 fn subscribe_fields(o: &mut Fields<'_>, result: &SubscribeResult) {
