@@ -108,16 +108,17 @@ enum Phase {
 }
 
 impl Conn {
-    pub fn new(shared: Arc<Shared>, socket: Socket, accepted: Accepted) -> Conn {
+    /// Boxed: an async function keeps room for its arguments twice.
+    pub fn new(shared: Arc<Shared>, socket: Socket, accepted: Accepted) -> Box<Conn> {
         let (io, spill) = match socket {
             Socket::Tcp(tcp, read) => (Io::Tcp(tcp), read),
             Socket::Other(stream) => (Io::Other(stream), Bytes::new()),
         };
-        Conn { io, core: Core::new(shared, spill, accepted) }
+        Box::new(Conn { io, core: Core::new(shared, spill, accepted) })
     }
 
     /// Serves the connection to its end. A panic ends this one only, with 1011.
-    pub async fn run(mut self) {
+    pub async fn run(mut self: Box<Self>) {
         let _entry = self.core.shared.enter(&self.core.client);
         if AssertUnwindSafe(self.drive()).catch_unwind().await.is_err() {
             self.core.shared.metrics.panics.inc();

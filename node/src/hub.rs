@@ -42,11 +42,11 @@ pub struct Hub {
     max_per_user: usize,
     /// Of a whole subscribe, several bus calls together.
     deadline: Duration,
-    pub metrics: Metrics,
+    pub metrics: Arc<Metrics>,
 }
 
 impl Hub {
-    pub fn new(max_per_user: usize, bus_timeout: Duration, metrics: Metrics) -> Hub {
+    pub fn new(max_per_user: usize, bus_timeout: Duration, metrics: Arc<Metrics>) -> Hub {
         Hub {
             clients: DashMap::new(),
             users: DashMap::new(),

@@ -27,6 +27,8 @@ mod process;
 mod protocol;
 mod session;
 mod shared;
+#[cfg(test)]
+mod socket_tests;
 mod sync;
 #[cfg(test)]
 mod testing;
@@ -86,7 +88,7 @@ impl Node {
             "" => format!("{}:{}", process::host_name(), address.port()),
             name => name.to_owned(),
         };
-        let metrics = Metrics::register(registry);
+        let metrics = Arc::new(Metrics::register(registry));
         let id = NodeId(rand::random());
         let shared = Arc::new(Shared::new(conf.clone(), Arc::new(settings), metrics, id, name));
         registry.register_collector(Box::new(OnScrape(shared.clone())));

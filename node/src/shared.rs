@@ -17,7 +17,7 @@ pub struct Shared {
     pub conf: weir_conf::node::Node,
     pub settings: Arc<Settings>,
     pub hub: Arc<Hub>,
-    pub metrics: Metrics,
+    pub metrics: Arc<Metrics>,
     pub limits: Limits,
     pub id: NodeId,
     pub name: String,
@@ -40,7 +40,7 @@ impl Shared {
     pub fn new(
         conf: weir_conf::node::Node,
         settings: Arc<Settings>,
-        metrics: Metrics,
+        metrics: Arc<Metrics>,
         id: NodeId,
         name: String,
     ) -> Shared {

@@ -13,6 +13,10 @@ use weir_wire::envelope::Position;
 use weir_wire::id::Epoch;
 
 pub fn parse<'a, T: Deserialize<'a>>(text: &'a str) -> Result<T, Failure> {
+    // serde would read an array as the fields of a struct, in order.
+    if !text.trim_start().starts_with('{') {
+        return Err(Failure::Malformed);
+    }
     serde_json::from_str(text).map_err(|_| Failure::Malformed)
 }
 

@@ -4,6 +4,7 @@ use super::{Accepted, now};
 use crate::metrics::Metrics;
 use crate::session::Session;
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Instant;
 use weir_core::accept::Permit;
 use weir_wire::close::Close;
@@ -28,13 +29,13 @@ pub struct Stats {
     bytes_in: u64,
     bytes_out: u64,
     end: Option<End>,
-    metrics: Metrics,
+    metrics: Arc<Metrics>,
     /// Held as long as the connection lives.
     _permits: Vec<Permit>,
 }
 
 impl Stats {
-    pub fn new(accepted: Accepted, since: Instant, metrics: Metrics) -> Stats {
+    pub fn new(accepted: Accepted, since: Instant, metrics: Arc<Metrics>) -> Stats {
         Stats {
             conn: accepted.conn,
             address: accepted.address,

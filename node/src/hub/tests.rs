@@ -32,7 +32,7 @@ async fn settle() {
 impl Node {
     fn new(twin: &Twin) -> Node {
         let (bus, inbox) = twin.attach(NodeId(rand::random()));
-        let hub = Arc::new(Hub::new(0, Duration::from_secs(5), Metrics::default()));
+        let hub = Arc::new(Hub::new(0, Duration::from_secs(5), Default::default()));
         let (janitor, jobs) = Janitor::new();
         hub.start(bus.clone(), janitor);
         tokio::spawn(jobs.run(hub.clone()));
@@ -425,7 +425,7 @@ async fn a_reader_that_does_not_read_is_no_burden_to_others() {
 
 #[test]
 fn events_go_to_whom_they_are_for() {
-    let hub = Hub::new(2, Duration::from_secs(1), Metrics::default());
+    let hub = Hub::new(2, Duration::from_secs(1), Default::default());
     let client = |id: &str, user: &str| {
         let client = Arc::new(Client::new(id.into(), Format::Json, 100));
         (hub.register(&client, user.into()), client)

@@ -37,6 +37,10 @@ impl Iterator for Lines {
 }
 
 fn command(line: &[u8]) -> Result<Command, Malformed> {
+    // serde would read an array as the fields of a struct, in order.
+    if line.trim_ascii_start().first() != Some(&b'{') {
+        return Err(Malformed);
+    }
     let raw: RawCommand<'_> = serde_json::from_slice(line).map_err(|_| Malformed)?;
     let request = if let Some(c) = raw.connect {
         Request::Connect(Box::new(c.into()))
@@ -79,6 +83,9 @@ fn command(line: &[u8]) -> Result<Command, Malformed> {
 
 /// The bare ConnectRequest of a listening client.
 pub fn connect_request(text: &[u8]) -> Result<Connect, Malformed> {
+    if text.trim_ascii_start().first() != Some(&b'{') {
+        return Err(Malformed);
+    }
     serde_json::from_slice::<RawConnect>(text).map(Into::into).map_err(|_| Malformed)
 }
 
@@ -226,7 +233,7 @@ mod tests {
     #[test]
     fn what_is_no_command_is_malformed() {
         for bad in ["nope", "[]", "1", "\"x\"", "null", "{\"id\":-1}", "{\"id\":1", "{\"id\":1}x",
-            "{\"id\":1,\"subscribe\":7}", "{\"id\":1,\"publish\":{\"data\":{]}}", "{\"id\":4294967296}",
+            "{\"id\":1,\"subscribe\":7}", "[1,null,null,null,null,null,null,null,null,null,null,null,null]", "{\"id\":1,\"publish\":{\"data\":{]}}", "{\"id\":4294967296}",
             "{\"id\":1,\"subscribe\":{\"offset\":-1}}"]
         {
             assert_eq!(lines(bad), [Err(Malformed)], "{bad}");
