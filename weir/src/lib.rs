@@ -164,7 +164,7 @@ fn bind_node(
     let node = Node::bind(&conf.node, &conf.channel, registry)?;
     let (bus, inbox) = match broker {
         Some(broker) => broker
-            .attach(node.id(), &conf.node.name, conf.node.inbox_size, registry)
+            .attach(node.id(), &conf.node.name, conf.node.inbox_size)
             .map_err(BindError::Attach)?,
         None => RemoteBus::start(&conf.node, node.id(), &conf.node.name, registry, drain.clone()),
     };
