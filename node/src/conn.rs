@@ -408,7 +408,9 @@ impl Core {
 
     /// Behind whatever call is under way.
     fn end_memberships(&mut self, channels: Vec<Arc<str>>) {
-        let Some(janitor) = self.shared.hub.janitor().cloned().filter(|_| !channels.is_empty()) else { return };
+        let Some(janitor) = self.shared.hub.janitor().cloned().filter(|_| !channels.is_empty()) else {
+            return;
+        };
         let (client, before) = (self.client.id.clone(), self.call.take());
         self.lasting = true;
         self.call = Some(Box::pin(async move {

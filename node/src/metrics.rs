@@ -59,7 +59,11 @@ impl Metrics {
         r.register("resyncs", "Resync events of the bus", m.resyncs.clone());
         r.register("panics", "Panics that were contained", m.panics.clone());
         r.register("api_requests", "Server HTTP API calls by outcome", m.api_requests.clone());
-        r.register("accept_errors", "Failures of accept(), such as too many open files", m.accept_errors.clone());
+        r.register(
+            "accept_errors",
+            "Failures of accept(), such as too many open files",
+            m.accept_errors.clone(),
+        );
         r.register("leaves_lost", "Memberships that could not be ended in time", m.leaves_lost.clone());
         m
     }

@@ -261,7 +261,8 @@ impl Bus for TwinBus {
 
     fn presence_stats(&self, channel: String) -> Call<'_, PresenceStats> {
         self.call("presence_stats", move |state, _| {
-            let members: Vec<&Member> = state.members.get(&channel).into_iter().flat_map(|m| m.values()).collect();
+            let members: Vec<&Member> =
+                state.members.get(&channel).into_iter().flat_map(|m| m.values()).collect();
             let users: HashSet<&str> = members.iter().map(|m| m.info.user.as_str()).collect();
             PresenceStats { clients: members.len() as u32, users: users.len() as u32 }
         })

@@ -163,9 +163,9 @@ fn bind_node(
 ) -> Result<(Node, Arc<dyn Bus>, Inbox), BindError> {
     let node = Node::bind(&conf.node, &conf.channel, registry)?;
     let (bus, inbox) = match broker {
-        Some(broker) => broker
-            .attach(node.id(), &conf.node.name, conf.node.inbox_size)
-            .map_err(BindError::Attach)?,
+        Some(broker) => {
+            broker.attach(node.id(), &conf.node.name, conf.node.inbox_size).map_err(BindError::Attach)?
+        }
         None => RemoteBus::start(&conf.node, node.id(), &conf.node.name, registry, drain.clone()),
     };
     Ok((node, bus, inbox))

@@ -46,6 +46,14 @@ impl LocalBus {
         Ok((bus, Inbox { events: inbox }))
     }
 
+    /// The node of this process is gone: its members leave at once.
+    fn detach(&self) {
+        let held = self.attachment.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(attachment) = held.and_then(Arc::into_inner) {
+            attachment.leave();
+        }
+    }
+
     fn attachment(&self) -> Option<Arc<Attachment>> {
         self.attachment.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
@@ -58,13 +66,17 @@ impl LocalBus {
     }
 }
 
-/// The node has dropped its inbox: it is gone, and its members leave at once.
+/// The node has dropped its inbox.
 async fn detach_when_closed(events: mpsc::Sender<Event>, bus: Weak<LocalBus>) {
     events.closed().await;
-    let Some(bus) = bus.upgrade() else { return };
-    let held = bus.attachment.lock().unwrap_or_else(PoisonError::into_inner).take();
-    if let Some(attachment) = held.and_then(Arc::into_inner) {
-        attachment.leave();
+    if let Some(bus) = bus.upgrade() {
+        bus.detach();
+    }
+}
+
+impl Drop for LocalBus {
+    fn drop(&mut self) {
+        self.detach();
     }
 }
 

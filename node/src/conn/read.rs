@@ -2,8 +2,8 @@
 
 use super::io::Feed;
 use super::{Core, Phase, now};
-use crate::protocol::json::{Lines, connect_request};
 use crate::protocol::Commands;
+use crate::protocol::json::{Lines, connect_request};
 use crate::session::Kind;
 use bytes::Bytes;
 use std::io::ErrorKind;

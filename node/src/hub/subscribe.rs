@@ -205,7 +205,11 @@ mod tests {
         for (epoch, offset, offsets, top, recovered, at) in cases {
             let since = Since { epoch: (*epoch).to_owned(), offset: *offset };
             let start = judge(&since, history(offsets, *top));
-            assert_eq!((start.recovered, start.position.map(|p| p.offset)), (*recovered, Some(*at)), "{since:?}");
+            assert_eq!(
+                (start.recovered, start.position.map(|p| p.offset)),
+                (*recovered, Some(*at)),
+                "{since:?}"
+            );
             assert_eq!(start.publications.is_empty(), !recovered || offsets.is_empty(), "{since:?}");
         }
     }

@@ -84,7 +84,8 @@ impl Node {
     }
 
     fn client(&self) -> Arc<Client> {
-        let client = Arc::new(Client::new(format!("{:x}", rand::random::<u64>()).into(), Format::Json, 1 << 20));
+        let client =
+            Arc::new(Client::new(format!("{:x}", rand::random::<u64>()).into(), Format::Json, 1 << 20));
         self.hub.register(&client, "u".into());
         client
     }

@@ -69,7 +69,9 @@ fn examine(shared: &Shared, head: &Parts, visitor: Visitor) -> Result<(HeaderMap
     }
     let place = shared.limits.enter(visitor.address).map_err(|full| match full {
         Full::Node => ("full", busy(StatusCode::SERVICE_UNAVAILABLE, "too many connections")),
-        Full::Address => ("address_full", busy(StatusCode::TOO_MANY_REQUESTS, "too many connections of yours")),
+        Full::Address => {
+            ("address_full", busy(StatusCode::TOO_MANY_REQUESTS, "too many connections of yours"))
+        }
     })?;
     let query = head.uri.query().unwrap_or_default();
     let accepted = Accepted {
@@ -148,7 +150,8 @@ fn has_token(headers: &HeaderMap, name: &HeaderName, token: &str) -> bool {
 
 /// The value of a query parameter, percent-decoded; `None` too if it is not UTF-8 then.
 pub fn parameter(query: &str, name: &str) -> Option<String> {
-    let (_, value) = query.split('&').filter_map(|pair| pair.split_once('=')).find(|(key, _)| *key == name)?;
+    let (_, value) =
+        query.split('&').filter_map(|pair| pair.split_once('=')).find(|(key, _)| *key == name)?;
     let mut bytes = Vec::with_capacity(value.len());
     let mut rest = value.bytes();
     while let Some(b) = rest.next() {

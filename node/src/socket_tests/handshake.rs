@@ -65,7 +65,10 @@ async fn handshakes_that_are_none() {
 async fn subprotocols_origins_and_probes() {
     let server = Server::start(|c| c.allowed_origins = vec!["https://*.app.test".into()]);
     let url = "/connection/websocket?cf_protocol_version=v2";
-    let json = [("sec-websocket-protocol", "centrifuge-json, centrifuge-protobuf"), ("origin", "https://a.app.test")];
+    let json = [
+        ("sec-websocket-protocol", "centrifuge-json, centrifuge-protobuf"),
+        ("origin", "https://a.app.test"),
+    ];
     assert!(server.open_with(url, &json).await.is_ok(), "the echo is checked by tungstenite");
     assert!(server.open_with(url, &[("origin", "https://b.test")]).await.is_err());
     let close = "Host: x\r\nConnection: close\r\n\r\n";

@@ -229,7 +229,8 @@ async fn clients_from_a_front_in_this_process() {
 
 #[test]
 fn a_front_on_a_runtime_of_its_own() {
-    let runtime = || tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let runtime =
+        || tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     let (nodes, fronts) = (runtime(), runtime());
     let server = nodes.block_on(async {
         let server = Server::start(|_| {});
