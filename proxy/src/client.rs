@@ -16,7 +16,7 @@ use std::os::fd::AsRawFd;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
 
 /// Small writes are gathered up to this until they are flushed: Pingora writes a head and a
@@ -62,6 +62,12 @@ impl Client {
 
     pub fn open(&mut self) {
         self.gate = Gate::Open;
+    }
+
+    /// Reads more ahead. 0: the client has closed.
+    pub async fn fill(&mut self) -> io::Result<usize> {
+        self.ahead.reserve(PEEK);
+        self.tcp.read_buf(&mut self.ahead).await
     }
 
     /// The bare socket, and what was read ahead on it.
