@@ -56,4 +56,3 @@ pub async fn run(shared: &Shared, drain: &Drain) {
     }
     tracing::info!(told, at_once = rest.len(), left = shared.live(), "drained");
 }
-

@@ -16,7 +16,11 @@ pub struct Namespaces {
 impl Namespaces {
     pub fn new(channels: &Channels, name_size: usize) -> Namespaces {
         let named = channels.namespace.iter().map(|(n, o)| (n.clone(), Arc::new(o.clone())));
-        Namespaces { without: Arc::new(channels.without_namespace.clone()), named: named.collect(), name_size }
+        Namespaces {
+            without: Arc::new(channels.without_namespace.clone()),
+            named: named.collect(),
+            name_size,
+        }
     }
 
     /// 107 for a name that is none, 102 for a namespace that is not configured.

@@ -13,10 +13,12 @@ mod subs;
 mod subscribe;
 mod timers;
 
-pub use call::{Action, Call, CallResult, Event, ServerSubscribe, Since, SubscribeCall, Subscribed, Ticket, Who};
+pub use call::{
+    Action, Call, CallResult, Event, ServerSubscribe, Since, SubscribeCall, Subscribed, Ticket, Who,
+};
+pub use command::history_query;
 use state::State;
 use subs::Subs;
-pub use command::history_query;
 pub use subs::earlier;
 use timers::Timers;
 
@@ -86,14 +88,30 @@ enum Waiting {
     Register,
     /// A server-side subscription of the connect command.
     ConnectSub,
-    Subscribe { id: u32, made: Box<subscribe::Made> },
-    Unsubscribe { id: u32 },
-    Publish { id: u32 },
-    Presence { id: u32 },
-    PresenceStats { id: u32 },
-    History { id: u32, epoch: String },
+    Subscribe {
+        id: u32,
+        made: Box<subscribe::Made>,
+    },
+    Unsubscribe {
+        id: u32,
+    },
+    Publish {
+        id: u32,
+    },
+    Presence {
+        id: u32,
+    },
+    PresenceStats {
+        id: u32,
+    },
+    History {
+        id: u32,
+        epoch: String,
+    },
     /// A subscription by the HTTP API.
-    ServerSubscribe { made: Box<subscribe::Made> },
+    ServerSubscribe {
+        made: Box<subscribe::Made>,
+    },
     /// Nobody: the end of a membership that the server decided.
     Nobody,
 }

@@ -130,13 +130,17 @@ impl Server {
     }
 
     async fn api(&self, method: &str, params: Value) -> Value {
-        let (status, body) = self.post(&format!("/api/{method}"), &[("x-api-key", KEY)], &params.to_string()).await;
+        let (status, body) =
+            self.post(&format!("/api/{method}"), &[("x-api-key", KEY)], &params.to_string()).await;
         assert_eq!(status, 200, "{body}");
         serde_json::from_str(&body).unwrap()
     }
 
     async fn post(&self, path: &str, headers: &[(&str, &str)], body: &str) -> (u16, String) {
-        let mut head = format!("POST {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {}\r\n", body.len());
+        let mut head = format!(
+            "POST {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {}\r\n",
+            body.len()
+        );
         for (name, value) in headers {
             head.push_str(&format!("{name}: {value}\r\n"));
         }

@@ -88,7 +88,7 @@ impl Twin {
 
     /// What a bus does when it cannot know what was lost.
     pub fn resync(&self) {
-        let mut state = lock(&self.state);
+        let state = lock(&self.state);
         for node in 0..state.nodes.len() {
             let channels: Vec<String> = state.nodes[node].interest.iter().cloned().collect();
             let tops = channels.into_iter().map(|c| {
@@ -261,7 +261,8 @@ impl Bus for TwinBus {
 
     fn presence_stats(&self, channel: String) -> Call<'_, PresenceStats> {
         self.call("presence_stats", move |state, _| {
-            let members: Vec<&Member> = state.members.get(&channel).into_iter().flat_map(|m| m.values()).collect();
+            let members: Vec<&Member> =
+                state.members.get(&channel).into_iter().flat_map(|m| m.values()).collect();
             let users: HashSet<&str> = members.iter().map(|m| m.info.user.as_str()).collect();
             PresenceStats { clients: members.len() as u32, users: users.len() as u32 }
         })

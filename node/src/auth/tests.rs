@@ -88,7 +88,10 @@ fn bad_tokens_are_all_invalid() {
         ("ES256 without a key for it", header(json!({"alg": "ES256"}))),
         ("unknown alg", header(json!({"alg": "HS1024"}))),
         ("no alg", header(json!({"typ": "JWT"}))),
-        ("kid as a path, wrong secret", sign(&json!({"alg": "HS256", "kid": "/dev/null"}), &good, hmac::HMAC_SHA256, b"")),
+        (
+            "kid as a path, wrong secret",
+            sign(&json!({"alg": "HS256", "kid": "/dev/null"}), &good, hmac::HMAC_SHA256, b""),
+        ),
         ("wrong aud", token(SECRET, &with("aud", json!("other")))),
         ("aud list without us", token(SECRET, &with("aud", json!(["a", "b"])))),
         ("no aud", token(SECRET, &json!({"sub": "1", "iss": "app"}))),
@@ -136,8 +139,7 @@ fn each_family_needs_its_key() {
 
 #[test]
 fn both_secrets_verify_while_a_rotation_lasts() {
-    let auth =
-        Auth::new(&Token { hmac_previous_secret: Secret::new("old".into()), ..conf(SECRET) }).unwrap();
+    let auth = Auth::new(&Token { hmac_previous_secret: Secret::new("old".into()), ..conf(SECRET) }).unwrap();
     for secret in [SECRET, "old"] {
         assert!(auth.connection(&token(secret, &json!({"sub": "1"})), NOW).is_ok(), "{secret}");
     }

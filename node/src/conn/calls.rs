@@ -25,7 +25,9 @@ pub fn start(hub: &Arc<Hub>, client: &Arc<Client>, call: Call) -> Started {
     match call {
         Call::Register { user } => Started::Done(CallResult::Registered(hub.register(&client, user))),
         Call::Subscribe(call) => {
-            Started::Running(Box::pin(async move { CallResult::Subscribed(hub.subscribe(client, *call).await) }))
+            Started::Running(Box::pin(
+                async move { CallResult::Subscribed(hub.subscribe(client, *call).await) },
+            ))
         }
         Call::Leave { channel } => Started::Lasting(Box::pin(async move {
             leave(&hub, &client, channel).await;

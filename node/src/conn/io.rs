@@ -56,7 +56,11 @@ impl Io {
         }
     }
 
-    fn poll_write_vectored(&mut self, cx: &mut Context<'_>, slices: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
+    fn poll_write_vectored(
+        &mut self,
+        cx: &mut Context<'_>,
+        slices: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
         match self {
             Io::Tcp(tcp) => Pin::new(tcp).poll_write_vectored(cx, slices),
             Io::Other(other) => Pin::new(other).poll_write_vectored(cx, slices),
@@ -64,7 +68,11 @@ impl Io {
     }
 
     /// One write of what stands first in `queue`.
-    pub fn poll_write_queue(&mut self, cx: &mut Context<'_>, queue: &VecDeque<Bytes>) -> Poll<io::Result<usize>> {
+    pub fn poll_write_queue(
+        &mut self,
+        cx: &mut Context<'_>,
+        queue: &VecDeque<Bytes>,
+    ) -> Poll<io::Result<usize>> {
         if queue.len() == 1 {
             return self.poll_write(cx, &queue[0]);
         }

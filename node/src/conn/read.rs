@@ -1,9 +1,10 @@
 //! The reading half: bytes to frames, frames to commands, and the closes that bad ones earn.
 
+use super::core::{Core, Phase};
 use super::io::Feed;
-use super::{Core, Phase, now};
-use crate::protocol::json::{Lines, connect_request};
+use super::now;
 use crate::protocol::Commands;
+use crate::protocol::json::{Lines, connect_request};
 use crate::session::Kind;
 use bytes::Bytes;
 use std::io::ErrorKind;
@@ -92,6 +93,7 @@ impl Core {
                 self.stats.message();
                 match self.session.kind() {
                     Kind::Bidi => self.session.on_frame(Commands::Json(Lines::new(Bytes::from(text)))),
+                    Kind::Uni if self.session.is_open() => {}
                     Kind::Uni => self.session.on_connect_request(now(), connect_request(text.as_bytes())),
                 }
             }

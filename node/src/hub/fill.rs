@@ -1,8 +1,8 @@
 //! Fetches what is missing in a channel's deliveries, as long as it takes: while the bus is away
 //! the channel's deliveries wait (bounded by the channel) and live connections stay.
 
-use super::channel::{Channel, Fill};
 use super::Hub;
+use super::channel::{Channel, Fill};
 use crate::sync::lock;
 use rand::SeedableRng;
 use rand::rngs::SmallRng;

@@ -16,7 +16,6 @@ struct Node {
     hub: Arc<Hub>,
     bus: Arc<TwinBus>,
     inbox: Inbox,
-    twin: Twin,
 }
 
 struct Peer {
@@ -36,7 +35,7 @@ impl Node {
         let (janitor, jobs) = Janitor::new();
         hub.start(bus.clone(), janitor);
         tokio::spawn(jobs.run(hub.clone()));
-        Node { hub, bus, inbox, twin: twin.clone() }
+        Node { hub, bus, inbox }
     }
 
     /// Hands on what the bus delivered.
@@ -84,7 +83,8 @@ impl Node {
     }
 
     fn client(&self) -> Arc<Client> {
-        let client = Arc::new(Client::new(format!("{:x}", rand::random::<u64>()).into(), Format::Json, 1 << 20));
+        let client =
+            Arc::new(Client::new(format!("{:x}", rand::random::<u64>()).into(), Format::Json, 1 << 20));
         self.hub.register(&client, "u".into());
         client
     }

@@ -1,6 +1,7 @@
 //! May this request become a WebSocket? RFC 6455, section 4.2, and RFC 8441 where the front spoke
 //! HTTP/2 or /3 with the client; then origin and limits. The same for the node's own listener and
 //! for a proxy of the same process.
+#![expect(clippy::result_large_err, reason = "a refusal is the response itself, once per connection")]
 
 use super::origin;
 use crate::conn::Accepted;
@@ -69,7 +70,9 @@ fn examine(shared: &Shared, head: &Parts, visitor: Visitor) -> Result<(HeaderMap
     }
     let place = shared.limits.enter(visitor.address).map_err(|full| match full {
         Full::Node => ("full", busy(StatusCode::SERVICE_UNAVAILABLE, "too many connections")),
-        Full::Address => ("address_full", busy(StatusCode::TOO_MANY_REQUESTS, "too many connections of yours")),
+        Full::Address => {
+            ("address_full", busy(StatusCode::TOO_MANY_REQUESTS, "too many connections of yours"))
+        }
     })?;
     let query = head.uri.query().unwrap_or_default();
     let accepted = Accepted {
@@ -148,7 +151,8 @@ fn has_token(headers: &HeaderMap, name: &HeaderName, token: &str) -> bool {
 
 /// The value of a query parameter, percent-decoded; `None` too if it is not UTF-8 then.
 pub fn parameter(query: &str, name: &str) -> Option<String> {
-    let (_, value) = query.split('&').filter_map(|pair| pair.split_once('=')).find(|(key, _)| *key == name)?;
+    let (_, value) =
+        query.split('&').filter_map(|pair| pair.split_once('=')).find(|(key, _)| *key == name)?;
     let mut bytes = Vec::with_capacity(value.len());
     let mut rest = value.bytes();
     while let Some(b) = rest.next() {

@@ -22,9 +22,14 @@ pub enum Action {
     /// To be answered with `Session::on_call_done`; no other call comes before.
     Call(Call),
     /// The reply stands in the outbox: what was held back may follow, then live.
-    GoLive { channel: Arc<str>, ticket: Ticket },
+    GoLive {
+        channel: Arc<str>,
+        ticket: Ticket,
+    },
     /// No push of this channel from now on.
-    Drop { channel: Arc<str> },
+    Drop {
+        channel: Arc<str>,
+    },
     /// No push of any channel from now on; memberships end.
     DropAll,
     /// The connect command succeeded.
@@ -38,14 +43,26 @@ pub enum Action {
 #[derive(Debug, PartialEq)]
 pub enum Call {
     /// Takes a place among this user's connections.
-    Register { user: Arc<str> },
+    Register {
+        user: Arc<str>,
+    },
     Subscribe(Box<SubscribeCall>),
     /// Ends a membership (presence, leave message).
-    Leave { channel: Arc<str> },
+    Leave {
+        channel: Arc<str>,
+    },
     Publish(Box<Publish>),
-    Presence { channel: String },
-    PresenceStats { channel: String },
-    History { channel: String, query: HistoryQuery, stream: StreamOptions },
+    Presence {
+        channel: String,
+    },
+    PresenceStats {
+        channel: String,
+    },
+    History {
+        channel: String,
+        query: HistoryQuery,
+        stream: StreamOptions,
+    },
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -99,14 +116,26 @@ pub enum CallResult {
 #[derive(Clone, Debug, PartialEq)]
 pub enum Event {
     /// The hub lost the place of a positioned subscription and pushes nothing more to it.
-    Insufficient { channel: Arc<str>, ticket: Ticket },
+    Insufficient {
+        channel: Arc<str>,
+        ticket: Ticket,
+    },
     Disconnect(Close),
     /// By the server HTTP API.
-    Unsubscribe { channel: String },
+    Unsubscribe {
+        channel: String,
+    },
     Subscribe(Box<ServerSubscribe>),
-    Refresh { expired: bool, expire_at: i64, info: Bytes },
+    Refresh {
+        expired: bool,
+        expire_at: i64,
+        info: Bytes,
+    },
     /// A subscription's time and grace are over (the session's own timer).
-    SubExpired { channel: Arc<str>, ticket: Ticket },
+    SubExpired {
+        channel: Arc<str>,
+        ticket: Ticket,
+    },
 }
 
 #[derive(Clone, Debug, PartialEq)]

@@ -49,7 +49,8 @@ impl Session {
             Ok(options) => options,
             Err(e) => return self.reply(id, error(e)),
         };
-        let given = self.given(&channel, options.allow_publish_for_client, options.allow_publish_for_subscriber);
+        let given =
+            self.given(&channel, options.allow_publish_for_client, options.allow_publish_for_subscriber);
         if !self.may(given, options.allow_publish_for_anonymous) {
             return self.reply(id, error(ErrorCode::PERMISSION_DENIED));
         }
@@ -100,7 +101,8 @@ impl Session {
         let channel = &request.channel;
         let options = self.options(channel)?;
         let stream = namespaces::stream(&options).ok_or(ErrorCode::NOT_AVAILABLE)?;
-        let given = self.given(channel, options.allow_history_for_client, options.allow_history_for_subscriber);
+        let given =
+            self.given(channel, options.allow_history_for_client, options.allow_history_for_subscriber);
         if !self.may(given, options.allow_history_for_anonymous) {
             return Err(ErrorCode::PERMISSION_DENIED);
         }
@@ -133,10 +135,10 @@ pub fn history_query(request: &HistoryRequest, max: u32) -> Result<HistoryQuery,
         return Err(ErrorCode::BAD_REQUEST);
     }
     // A foreign epoch is noticed in the answer; the broker only counts from the offset.
-    let since = request.since.as_ref().map(|(offset, epoch)| Position {
-        epoch: Epoch::parse(epoch).unwrap_or(Epoch(0)),
-        offset: *offset,
-    });
+    let since = request
+        .since
+        .as_ref()
+        .map(|(offset, epoch)| Position { epoch: Epoch::parse(epoch).unwrap_or(Epoch(0)), offset: *offset });
     let limit = u32::try_from(request.limit).map_or(max, |limit| limit.min(max));
     Ok(HistoryQuery { since, limit, reverse: request.reverse })
 }

@@ -94,7 +94,12 @@ impl Session {
         Ok(todo)
     }
 
-    fn token_sub(&self, channel: &str, sub: &ServerSub, known: Option<&Subscribe>) -> Result<Made, ErrorCode> {
+    fn token_sub(
+        &self,
+        channel: &str,
+        sub: &ServerSub,
+        known: Option<&Subscribe>,
+    ) -> Result<Made, ErrorCode> {
         let options = self.settings.namespaces.options(channel)?.clone();
         let wish = Subscribe { channel: channel.to_owned(), ..known.cloned().unwrap_or_default() };
         let mut made = self.make(&wish, &options, sub.overrides, Origin::Token, sub.info.clone());
@@ -184,7 +189,8 @@ impl Session {
             return self.close(Close::EXPIRED);
         }
         let listed = |channel: &Arc<str>| identity.subs.iter().any(|(c, _)| **c == **channel);
-        let same = self.subs.from_token().count() == identity.subs.len() && self.subs.from_token().all(listed);
+        let same = self.subs.brought_by_token().count() == identity.subs.len()
+            && self.subs.brought_by_token().all(listed);
         if !same {
             return self.close(Close::INSUFFICIENT_STATE);
         }

@@ -99,7 +99,12 @@ impl Session {
     }
 
     /// The client learns of it by a push; what it missed since the given position follows.
-    pub(super) fn on_server_subscribed(&mut self, now: Now, made: Made, result: Result<Subscribed, ErrorCode>) {
+    pub(super) fn on_server_subscribed(
+        &mut self,
+        now: Now,
+        made: Made,
+        result: Result<Subscribed, ErrorCode>,
+    ) {
         // The backend was told long ago that its command went out: nobody to answer.
         let Ok(subscribed) = result else { return };
         let (channel, ticket): (Arc<str>, _) = (subscribed.channel.clone(), subscribed.ticket);

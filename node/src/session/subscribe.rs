@@ -59,14 +59,20 @@ impl Session {
         if !wish.token.is_empty() {
             return self.permit_by_token(now, wish, &options);
         }
-        let allowed = of_this_user || self.may(options.allow_subscribe_for_client, options.allow_subscribe_for_anonymous);
+        let allowed = of_this_user
+            || self.may(options.allow_subscribe_for_client, options.allow_subscribe_for_anonymous);
         if is_private(channel) || !allowed {
             return Err(Refusal::Reply(ErrorCode::PERMISSION_DENIED));
         }
         Ok(self.make(wish, &options, Overrides::default(), Origin::Client, Bytes::new()))
     }
 
-    fn permit_by_token(&mut self, now: Now, wish: &Subscribe, options: &ChannelOptions) -> Result<Made, Refusal> {
+    fn permit_by_token(
+        &mut self,
+        now: Now,
+        wish: &Subscribe,
+        options: &ChannelOptions,
+    ) -> Result<Made, Refusal> {
         let grant = match self.settings.auth.subscription(&wish.token, now.unix) {
             Ok(grant) => grant,
             Err(TokenError::Expired) => return Err(Refusal::Reply(ErrorCode::TOKEN_EXPIRED)),

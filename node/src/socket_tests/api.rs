@@ -9,7 +9,8 @@ async fn who_may_call_and_what_is_no_call() {
     let long = format!("\"{}\"", "x".repeat(11_000));
     let key = [("X-API-Key", KEY)];
     let authorization = format!("apikey {KEY}");
-    let cases: &[(&str, &[(&str, &str)], &str, u16)] = &[
+    type Case<'a> = (&'a str, &'a [(&'a str, &'a str)], &'a str, u16);
+    let cases: &[Case<'_>] = &[
         ("/api/publish", &[], &good, 401),
         ("/api/publish", &[("X-API-Key", "other")], &good, 401),
         ("/api/publish", &[("X-API-Key", "")], &good, 401),
@@ -29,7 +30,9 @@ async fn who_may_call_and_what_is_no_call() {
         let (got, text) = server.post(path, headers, body).await;
         assert_eq!(got, *status, "{path} {headers:?}: {text}");
     }
-    let (status, ..) = server.raw(&format!("GET /api/info HTTP/1.1\r\nHost: x\r\nConnection: close\r\nX-API-Key: {KEY}\r\n\r\n")).await;
+    let (status, ..) = server
+        .raw(&format!("GET /api/info HTTP/1.1\r\nHost: x\r\nConnection: close\r\nX-API-Key: {KEY}\r\n\r\n"))
+        .await;
     assert_eq!(status, 405);
     let off = Server::start(|c| c.api_key = Secret::default());
     assert_eq!(off.post("/api/publish", &[("X-API-Key", "")], &good).await.0, 404);
@@ -78,7 +81,10 @@ async fn publish_broadcast_and_what_is_kept() {
             break push["push"]["pub"].clone();
         }
     };
-    assert_eq!((&push["data"], &push["tags"], &push["info"]), (&json!({"x": 1}), &json!({"k": "v"}), &Value::Null));
+    assert_eq!(
+        (&push["data"], &push["tags"], &push["info"]),
+        (&json!({"x": 1}), &json!({"k": "v"}), &Value::Null)
+    );
 
     let pretty = "{\"channels\": [\"open:a\", \"nope:x\", \"plain:b\"],\n \"data\": {\n  \"n\": 1\n }}";
     let (status, body) = server.post("/api/broadcast", &[("X-API-Key", KEY)], pretty).await;
@@ -92,7 +98,8 @@ async fn publish_broadcast_and_what_is_kept() {
     server.api("publish", json!({"channel": "open:a", "data": "passing", "skip_history": true})).await;
     assert_eq!(client.publication().await, "passing");
     let history = server.api("history", json!({"channel": "open:a", "limit": -1, "reverse": true})).await;
-    let offsets: Vec<_> = history["result"]["publications"].as_array().unwrap().iter().map(|p| p["offset"].clone()).collect();
+    let offsets: Vec<_> =
+        history["result"]["publications"].as_array().unwrap().iter().map(|p| p["offset"].clone()).collect();
     assert_eq!(offsets, [2, 1]);
     assert_eq!(server.api("history_remove", json!({"channel": "open:a"})).await, json!({"result": {}}));
     let history = server.api("history", json!({"channel": "open:a", "limit": -1})).await;

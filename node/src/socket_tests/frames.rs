@@ -1,11 +1,11 @@
 //! Bad frames, floods and readers that do not read: that connection only, with a code that says why.
 
 use super::*;
-use tokio_tungstenite::tungstenite::protocol::frame::coding::{Data, OpCode};
 use tokio_tungstenite::tungstenite::protocol::frame::Frame;
+use tokio_tungstenite::tungstenite::protocol::frame::coding::{Data, OpCode};
 
 /// A client's frame with the mask 0: the payload as it is.
-fn frame(first: u8, len: &[u8], payload: &[u8]) -> Vec<u8> {
+pub fn frame(first: u8, len: &[u8], payload: &[u8]) -> Vec<u8> {
     let mut out = vec![first, 0x80 | len[0]];
     out.extend_from_slice(&len[1..]);
     out.extend_from_slice(&[0; 4]);
@@ -14,7 +14,7 @@ fn frame(first: u8, len: &[u8], payload: &[u8]) -> Vec<u8> {
 }
 
 /// A socket that is past the handshake.
-async fn raw(server: &Server) -> TcpStream {
+pub async fn raw(server: &Server) -> TcpStream {
     let mut tcp = TcpStream::connect(server.address).await.unwrap();
     let request = "GET /connection/websocket HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
                    Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
@@ -24,7 +24,11 @@ async fn raw(server: &Server) -> TcpStream {
         head.push(tcp.read_u8().await.unwrap());
     }
     let head = String::from_utf8(head).unwrap().to_lowercase();
-    assert!(head.starts_with("http/1.1 101") && head.contains("sec-websocket-accept: s3pplmbitxaq9kygzzhzrbk+xoo="), "{head}");
+    assert!(
+        head.starts_with("http/1.1 101")
+            && head.contains("sec-websocket-accept: s3pplmbitxaq9kygzzhzrbk+xoo="),
+        "{head}"
+    );
     tcp
 }
 
@@ -64,7 +68,11 @@ async fn bad_frames_are_closed_with_their_code() {
         ("not utf-8", frame(0x81, &[2], b"\xc3\x28"), 1007),
         ("not utf-8, seen in a fragment", frame(0x01, &[2], b"\xc3\x28"), 1007),
         ("too long", frame(0x81, &[126, 3, 0xe9], &over), 1009),
-        ("too long, and only announced", frame(0x81, &[127, 0x7f, 255, 255, 255, 255, 255, 255, 255], b""), 1009),
+        (
+            "too long, and only announced",
+            frame(0x81, &[127, 0x7f, 255, 255, 255, 255, 255, 255, 255], b""),
+            1009,
+        ),
         ("too long in fragments", fragments, 1009),
         ("binary", frame(0x82, &[2], b"{}"), 3506),
         ("empty", frame(0x81, &[0], b""), 3501),
@@ -112,7 +120,8 @@ async fn frames_in_pieces_and_pings_between_fragments() {
     }
     assert_eq!(tcp.read_u8().await.unwrap(), 0x81);
     let mut client = server.client("").await;
-    let part = |text: &'static str, opcode, last| Message::Frame(Frame::message(text, OpCode::Data(opcode), last));
+    let part =
+        |text: &'static str, opcode, last| Message::Frame(Frame::message(text, OpCode::Data(opcode), last));
     client.ws.send(part("{\"id\":7,", Data::Text, false)).await.unwrap();
     client.ws.send(Message::Ping("x".into())).await.unwrap();
     client.ws.send(part("\"rpc\":{}}", Data::Continue, true)).await.unwrap();

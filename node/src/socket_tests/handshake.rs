@@ -29,7 +29,8 @@ fn request(line: &str, change: &[(&str, Option<&str>)]) -> String {
 async fn handshakes_that_are_none() {
     let server = Server::start(|c| c.handshake_timeout = Duration::from_millis(500));
     let get = "GET /connection/websocket HTTP/1.1";
-    let cases: &[(&str, &[(&str, Option<&str>)], u16)] = &[
+    type Case<'a> = (&'a str, &'a [(&'a str, Option<&'a str>)], u16);
+    let cases: &[Case<'_>] = &[
         ("POST /connection/websocket HTTP/1.1", &[("Content-Length", Some("0"))], 400),
         ("GET /connection/websocket HTTP/1.0", &[], 400),
         (get, &[("Upgrade", None)], 400),
@@ -65,7 +66,10 @@ async fn handshakes_that_are_none() {
 async fn subprotocols_origins_and_probes() {
     let server = Server::start(|c| c.allowed_origins = vec!["https://*.app.test".into()]);
     let url = "/connection/websocket?cf_protocol_version=v2";
-    let json = [("sec-websocket-protocol", "centrifuge-json, centrifuge-protobuf"), ("origin", "https://a.app.test")];
+    let json = [
+        ("sec-websocket-protocol", "centrifuge-json, centrifuge-protobuf"),
+        ("origin", "https://a.app.test"),
+    ];
     assert!(server.open_with(url, &json).await.is_ok(), "the echo is checked by tungstenite");
     assert!(server.open_with(url, &[("origin", "https://b.test")]).await.is_err());
     let close = "Host: x\r\nConnection: close\r\n\r\n";

@@ -62,8 +62,12 @@ async fn a_client_that_comes_back_gets_what_it_missed() {
     client.say(frame).await;
     assert!(client.hear().await["connect"].is_object());
     let reply = client.hear().await["subscribe"].clone();
-    assert_eq!((&reply["recovered"], &reply["was_recovering"], &reply["offset"]), (&json!(true), &json!(true), &json!(2)));
-    let missed: Vec<_> = reply["publications"].as_array().unwrap().iter().map(|p| p["data"].clone()).collect();
+    assert_eq!(
+        (&reply["recovered"], &reply["was_recovering"], &reply["offset"]),
+        (&json!(true), &json!(true), &json!(2))
+    );
+    let missed: Vec<_> =
+        reply["publications"].as_array().unwrap().iter().map(|p| p["data"].clone()).collect();
     assert_eq!(missed, [3, 4, 5]);
     server.api("publish", json!({"channel": "stream:d", "data": 6})).await;
     assert_eq!(client.publication().await, 6);
@@ -82,7 +86,11 @@ async fn while_the_broker_is_away_connections_stay_and_errors_are_temporary() {
         json!({"id": 5, "presence": {"channel": "open:c"}}),
     ] {
         let reply = client.ask(command).await;
-        assert_eq!((&reply["error"]["code"], &reply["error"]["temporary"]), (&json!(100), &json!(true)), "{reply}");
+        assert_eq!(
+            (&reply["error"]["code"], &reply["error"]["temporary"]),
+            (&json!(100), &json!(true)),
+            "{reply}"
+        );
     }
     let api = server.api("publish", json!({"channel": "plain:c", "data": 1})).await;
     assert_eq!(api["error"]["code"], 100);
@@ -120,7 +128,8 @@ async fn a_listening_client() {
 async fn a_token_that_is_refreshed_and_one_that_is_not() {
     let server = Server::start(|c| c.expired_grace = Duration::from_millis(300));
     let now = crate::conn::now().unix;
-    let connect = |exp: i64| json!({"id": 1, "connect": {"token": token(SECRET, &json!({"sub": "u", "exp": exp}))}});
+    let connect =
+        |exp: i64| json!({"id": 1, "connect": {"token": token(SECRET, &json!({"sub": "u", "exp": exp}))}});
     let mut kept = server.open("/connection/websocket").await;
     assert_eq!(kept.ask(connect(now + 2)).await["connect"]["expires"], true);
     let fresh = token(SECRET, &json!({"sub": "u", "exp": now + 100}));

@@ -232,10 +232,21 @@ mod tests {
 
     #[test]
     fn what_is_no_command_is_malformed() {
-        for bad in ["nope", "[]", "1", "\"x\"", "null", "{\"id\":-1}", "{\"id\":1", "{\"id\":1}x",
-            "{\"id\":1,\"subscribe\":7}", "[1,null,null,null,null,null,null,null,null,null,null,null,null]", "{\"id\":1,\"publish\":{\"data\":{]}}", "{\"id\":4294967296}",
-            "{\"id\":1,\"subscribe\":{\"offset\":-1}}"]
-        {
+        for bad in [
+            "nope",
+            "[]",
+            "1",
+            "\"x\"",
+            "null",
+            "{\"id\":-1}",
+            "{\"id\":1",
+            "{\"id\":1}x",
+            "{\"id\":1,\"subscribe\":7}",
+            "[1,null,null,null,null,null,null,null,null,null,null,null,null]",
+            "{\"id\":1,\"publish\":{\"data\":{]}}",
+            "{\"id\":4294967296}",
+            "{\"id\":1,\"subscribe\":{\"offset\":-1}}",
+        ] {
             assert_eq!(lines(bad), [Err(Malformed)], "{bad}");
         }
         let deep = format!("{{\"id\":1,\"publish\":{{\"data\":{}", "[".repeat(100_000));
@@ -244,18 +255,25 @@ mod tests {
 
     #[test]
     fn payloads_stay_raw() {
-        for (text, data) in [("{\"a\": [1,  2]}", "{\"a\": [1,  2]}"), ("null", "null"), ("\"ä\\n\"", "\"ä\\n\"")] {
+        for (text, data) in
+            [("{\"a\": [1,  2]}", "{\"a\": [1,  2]}"), ("null", "null"), ("\"ä\\n\"", "\"ä\\n\"")]
+        {
             let got = lines(&format!("{{\"id\":3,\"publish\":{{\"channel\":\"c\",\"data\":{text}}}}}"));
-            let want = Request::Publish { channel: "c".into(), data: Bytes::copy_from_slice(data.as_bytes()) };
+            let want =
+                Request::Publish { channel: "c".into(), data: Bytes::copy_from_slice(data.as_bytes()) };
             assert_eq!(got, [Ok(Command { id: 3, request: want })]);
         }
         let none = lines("{\"id\":3,\"publish\":{\"channel\":\"c\"}}");
-        assert!(matches!(&none[0], Ok(Command { request: Request::Publish { data, .. }, .. }) if data.is_empty()));
+        assert!(
+            matches!(&none[0], Ok(Command { request: Request::Publish { data, .. }, .. }) if data.is_empty())
+        );
     }
 
     #[test]
     fn newer_fields_are_ignored_and_the_first_request_wins() {
-        let c = lines("{\"id\":1,\"x\":{},\"publish\":{\"channel\":\"p\"},\"subscribe\":{\"channel\":\"s\",\"tf\":{}}}");
+        let c = lines(
+            "{\"id\":1,\"x\":{},\"publish\":{\"channel\":\"p\"},\"subscribe\":{\"channel\":\"s\",\"tf\":{}}}",
+        );
         assert!(matches!(&c[0], Ok(Command { request: Request::Subscribe(s), .. }) if s.channel == "s"));
         assert_eq!(lines("{\"id\":9,\"x\":1}"), [Ok(Command { id: 9, request: Request::Unknown })]);
     }

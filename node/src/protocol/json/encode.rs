@@ -343,14 +343,27 @@ mod tests {
             (Answer::Subscribe(Box::default()), r#"{"id":3,"subscribe":{}}"#),
             (Answer::SubRefresh { ttl: None }, r#"{"id":3,"sub_refresh":{}}"#),
             (Answer::SubRefresh { ttl: Some(60) }, r#"{"id":3,"sub_refresh":{"expires":true,"ttl":60}}"#),
-            (Answer::Error(ErrorCode::INTERNAL), r#"{"id":3,"error":{"code":100,"message":"internal server error","temporary":true}}"#),
-            (Answer::Error(ErrorCode::PERMISSION_DENIED), r#"{"id":3,"error":{"code":103,"message":"permission denied"}}"#),
+            (
+                Answer::Error(ErrorCode::INTERNAL),
+                r#"{"id":3,"error":{"code":100,"message":"internal server error","temporary":true}}"#,
+            ),
+            (
+                Answer::Error(ErrorCode::PERMISSION_DENIED),
+                r#"{"id":3,"error":{"code":103,"message":"permission denied"}}"#,
+            ),
             (Answer::Presence(vec![]), r#"{"id":3,"presence":{"presence":{}}}"#),
-            (Answer::Presence(vec![Member { info: info(), listed: true, announced: false }]),
-             r#"{"id":3,"presence":{"presence":{"c1":{"user":"","client":"c1"}}}}"#),
-            (Answer::PresenceStats(PresenceStats::default()), r#"{"id":3,"presence_stats":{"num_clients":0,"num_users":0}}"#),
-            (Answer::History { top, publications: vec![] },
-             r#"{"id":3,"history":{"publications":[],"epoch":"0000000000000001","offset":0}}"#),
+            (
+                Answer::Presence(vec![Member { info: info(), listed: true, announced: false }]),
+                r#"{"id":3,"presence":{"presence":{"c1":{"user":"","client":"c1"}}}}"#,
+            ),
+            (
+                Answer::PresenceStats(PresenceStats::default()),
+                r#"{"id":3,"presence_stats":{"num_clients":0,"num_users":0}}"#,
+            ),
+            (
+                Answer::History { top, publications: vec![] },
+                r#"{"id":3,"history":{"publications":[],"epoch":"0000000000000001","offset":0}}"#,
+            ),
         ];
         for (answer, want) in cases {
             assert_eq!(text(3, answer), want);
