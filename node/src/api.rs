@@ -3,6 +3,7 @@
 //! 401 without the right key, 413 over `node.api_body_size`, 400 for what is no JSON or lacks its
 //! shape, otherwise 200 with `{"result":…}` or `{"error":{"code":…,"message":…}}`. A caller that
 //! sends `X-Centrifugo-Error-Mode: transport` gets errors as HTTP statuses instead.
+#![expect(clippy::result_large_err, reason = "a refusal is the response itself, once per connection")]
 
 mod commands;
 mod methods;

@@ -9,39 +9,31 @@
 //! so that the kernel does not throw our last frames away with a reset.
 
 mod calls;
+mod core;
 mod io;
 mod read;
 mod stats;
 
-use calls::{Running, Started};
-use io::{Io, advance};
-use stats::{End, Stats};
-
-use crate::client::Client;
-use crate::frame;
-use crate::protocol::{Answer, Format, json};
-use crate::session::{Action, CallResult, Event, Kind, Now, Session, earlier};
+use self::core::Core;
+use crate::session::{Kind, Now};
 use crate::shared::Shared;
 use bytes::Bytes;
 use futures_util::FutureExt;
-use std::collections::VecDeque;
+use io::Io;
 use std::net::IpAddr;
 use std::panic::AssertUnwindSafe;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::net::TcpStream;
 use tokio::time::Sleep;
-use tokio_tungstenite::tungstenite::protocol::{Role, WebSocketConfig, WebSocketContext};
 use weir_core::accept::{Permit, Stream};
 use weir_wire::close::Close;
 use weir_wire::id::ConnId;
 
 /// How long a close waits for the client's answer.
 const CLOSE_WAIT: Duration = Duration::from_secs(5);
-/// Of tungstenite's own input buffer: holds at most the part of a frame that is there already.
-const PARSE_BUFFER: usize = 512;
 /// "No deadline", for a timer that has to have one.
 const FAR: Duration = Duration::from_secs(30 * 24 * 3600);
 /// Rounds of work before other tasks get their turn.
@@ -68,43 +60,6 @@ pub enum Socket {
 pub struct Conn {
     io: Io,
     core: Core,
-}
-
-/// All but the socket: so that input can be looked at where it was read.
-struct Core {
-    ws: WebSocketContext,
-    session: Session,
-    client: Arc<Client>,
-    shared: Arc<Shared>,
-    writing: VecDeque<Bytes>,
-    /// The first of `writing` is a frame that was begun.
-    inside_frame: bool,
-    blocked_since: Option<Instant>,
-    /// Read, but not parsed yet: the session was busy.
-    spill: Bytes,
-    /// The parser may hold a whole message still.
-    unparsed: bool,
-    /// Input since the last whole message.
-    assembling: usize,
-    control_frames: (u32, Option<Instant>),
-    call: Option<Running>,
-    /// The call goes on when the connection ends.
-    lasting: bool,
-    phase: Phase,
-    stats: Stats,
-}
-
-enum Phase {
-    Open,
-    /// The close is said, or was heard first.
-    Closing {
-        until: Instant,
-        /// Input still makes sense.
-        parse: bool,
-        /// Only our own output is left to wait for.
-        heard: bool,
-    },
-    Done,
 }
 
 impl Conn {
@@ -192,6 +147,7 @@ impl Conn {
     }
 }
 
+<<<<<<< HEAD
 impl Core {
     fn new(shared: Arc<Shared>, spill: Bytes, accepted: Accepted) -> Core {
         let limit = shared.conf.message_size;
@@ -425,29 +381,10 @@ impl Core {
     }
 }
 
+=======
+>>>>>>> part/node
 pub fn now() -> Now {
     let unix = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     // tokio's clock, so that tests can stop it.
     Now { at: tokio::time::Instant::now().into_std(), unix: unix.as_secs() as i64 }
-}
-
-/// A random UUID (RFC 9562, version 4).
-fn new_client_id() -> String {
-    let random: u128 = rand::random();
-    let hex = format!("{:032x}", random & !(0xf << 76) & !(0b11 << 62) | (4 << 76) | (0b10 << 62));
-    format!("{}-{}-{}-{}-{}", &hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..])
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn client_ids_are_uuids() {
-        let id = new_client_id();
-        assert_eq!(id.len(), 36);
-        assert_eq!(&id[14..15], "4");
-        assert!("89ab".contains(&id[19..20]), "{id}");
-        assert_ne!(id, new_client_id());
-    }
 }

@@ -48,7 +48,7 @@ fn stats(shared: &Shared) -> String {
         "bytes_out": m.bytes_out.get(),
         "publications": m.publications.get(),
         "deliveries": m.deliveries.get(),
-        "uptime_ms": shared.started.elapsed().as_millis() as u64,
+        "uptime_s": shared.started.elapsed().as_secs(),
         "rss_bytes": process::rss_bytes(),
         "broker_up": shared.hub.bus_is_up(),
     })

@@ -7,6 +7,7 @@
 mod channel;
 mod fanout;
 mod fill;
+mod flow;
 mod subscribe;
 
 pub use channel::Channel;
@@ -162,15 +163,16 @@ impl Hub {
         if !channel.is_empty() || interest.removed {
             return;
         }
-        if interest.held {
+        if interest.asked {
             let Ok(bus) = self.bus() else { return };
             if let Err(error) = bus.unsubscribe(channel.name.to_string()).await {
                 // The channel stays as it is, usable; the next sweep tries again.
                 tracing::debug!(channel = &*channel.name, %error, "cannot end the interest yet");
                 return;
             }
-            self.metrics.channels.dec();
-            interest.held = false;
+            if interest.held {
+                self.metrics.channels.dec();
+            }
         }
         interest.removed = true;
         self.channels.remove_if(&channel.name, |_, there| Arc::ptr_eq(there, channel));

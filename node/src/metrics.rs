@@ -5,6 +5,7 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
+use weir_wire::close::Close;
 
 /// One label, from a closed set: close codes, error codes, outcomes.
 #[derive(Clone, Copy, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
@@ -53,10 +54,10 @@ impl Metrics {
         r.register("deliveries", "Publications put into clients' outboxes", m.deliveries.clone());
         r.register("subscriptions", "Subscriptions of clients here", m.subscriptions.clone());
         r.register("channels", "Channels with interest at the bus", m.channels.clone());
-        r.register("disconnects", "Connections ended, by close code (1006: lost)", m.disconnects.clone());
+        r.register("disconnects", "Connections ended, by close code (1000: by the client, 1006: lost, 4000: a code of the backend's)", m.disconnects.clone());
         r.register("errors", "Error replies by code", m.errors.clone());
         r.register("gaps", "Holes in a channel's deliveries, by what became of them", m.gaps.clone());
-        r.register("resyncs", "Resync events of the bus", m.resyncs.clone());
+        r.register("resyncs", "Channels whose deliveries the bus could not vouch for", m.resyncs.clone());
         r.register("panics", "Panics that were contained", m.panics.clone());
         r.register("api_requests", "Server HTTP API calls by outcome", m.api_requests.clone());
         r.register(
@@ -81,8 +82,9 @@ impl Metrics {
     }
 
     pub fn disconnect(&self, code: u16) {
-        // Codes that backends choose come to one label: they are not a closed set.
-        let code = if code >= 4000 { 4000 } else { u32::from(code) };
+        // Codes that backends choose come to one label: they are no closed set.
+        let known = matches!(code, 1000 | 1006 | 1008) || Close::ALL.iter().any(|c| c.code == code);
+        let code = if known { u32::from(code) } else { 4000 };
         self.disconnects.get_or_create(&Code { code }).inc();
     }
 }

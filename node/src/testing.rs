@@ -88,7 +88,7 @@ impl Twin {
 
     /// What a bus does when it cannot know what was lost.
     pub fn resync(&self) {
-        let mut state = lock(&self.state);
+        let state = lock(&self.state);
         for node in 0..state.nodes.len() {
             let channels: Vec<String> = state.nodes[node].interest.iter().cloned().collect();
             let tops = channels.into_iter().map(|c| {

@@ -1,7 +1,12 @@
 //! The reading half: bytes to frames, frames to commands, and the closes that bad ones earn.
 
+use super::core::{Core, Phase};
 use super::io::Feed;
+<<<<<<< HEAD
 use super::{Core, Phase, now};
+=======
+use super::now;
+>>>>>>> part/node
 use crate::protocol::Commands;
 use crate::protocol::json::{Lines, connect_request};
 use crate::session::Kind;
@@ -92,6 +97,7 @@ impl Core {
                 self.stats.message();
                 match self.session.kind() {
                     Kind::Bidi => self.session.on_frame(Commands::Json(Lines::new(Bytes::from(text)))),
+                    Kind::Uni if self.session.is_open() => {}
                     Kind::Uni => self.session.on_connect_request(now(), connect_request(text.as_bytes())),
                 }
             }

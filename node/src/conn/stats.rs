@@ -89,7 +89,8 @@ impl Stats {
             Some(End::Lost(error)) => (1006, error.as_str(), true),
             None => (1006, "stopped", true),
         };
-        self.metrics.disconnect(code);
+        // What clients choose does not become labels.
+        self.metrics.disconnect(if matches!(self.end, Some(End::ByPeer(_))) { 1000 } else { code });
         let age_ms = now().at.saturating_duration_since(self.since).as_millis() as u64;
         macro_rules! line {
             ($level:ident, $text:literal) => {

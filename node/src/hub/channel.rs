@@ -1,30 +1,17 @@
-//! One channel on this node: its subscribers, and how far its stream has been delivered.
+//! One channel on this node: its subscribers, and what is put into their outboxes.
 //!
-//! ```text
-//!              bus.subscribe answered         a hole, or a resync ahead of the mark
-//!   Opening ──────────────────────► Flowing ◄──────────────────────────────────────► Filling
-//!      └──► Plain (no stream)                 filled, or given up (insufficient state)
-//! ```
-//!
-//! The *mark* is the last position delivered. At or below it a delivery is dropped; the next one
-//! is delivered; beyond it is a hole: then deliveries wait while history is fetched since the
-//! mark, and are merged behind it. What cannot be filled ends the positioned subscriptions (they
-//! are told) and skips ahead for the others.
-//!
-//! Everything here is pure and under the channel's own lock; fetching is [`super::fill`]'s.
+//! How far the stream has been delivered, and what happens in a hole, is in [`super::flow`].
+//! Everything in both is pure and under the channel's own lock.
 
 use super::fanout::Frames;
+use super::flow::Flow;
 use crate::client::Client;
 use crate::session::{Event, Ticket};
 use crate::sync::lock;
 use bytes::Bytes;
-use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
-use weir_wire::envelope::{Body, Delivery, History, Position, Publication, StreamOptions};
+use weir_wire::envelope::{Position, StreamOptions};
 
-/// Deliveries that may wait for a hole to be filled, by number and bytes.
-const WAITING: usize = 1024;
-const WAITING_BYTES: usize = 4 << 20;
 /// Pushes that may be held back for a subscriber whose reply is not written yet.
 const HELD: usize = 512;
 const HELD_BYTES: usize = 1 << 20;
@@ -40,17 +27,19 @@ pub struct Channel {
 
 #[derive(Default)]
 pub(super) struct Interest {
-    /// The bus was told and agreed.
+    /// The bus was told, or may have been.
+    pub asked: bool,
+    /// The bus agreed.
     pub held: bool,
     /// No longer in the hub's map: look again there.
     pub removed: bool,
 }
 
 pub(super) struct Inner {
-    name: Arc<str>,
+    pub(super) name: Arc<str>,
     slots: Vec<Option<Subscriber>>,
     free: Vec<u32>,
-    flow: Flow,
+    pub(super) flow: Flow,
     /// Stands in the queue of those without subscribers.
     pub lingering: bool,
 }
@@ -73,23 +62,6 @@ struct Held {
     bytes: usize,
     /// Something is missing in it: the subscription begins with its end.
     lost: bool,
-}
-
-enum Flow {
-    Opening { waiting: VecDeque<Delivery> },
-    Plain,
-    Flowing { mark: Position },
-    Filling(Box<Filling>),
-}
-
-struct Filling {
-    mark: Position,
-    /// Known to exist up to here.
-    target: u64,
-    waiting: VecDeque<Delivery>,
-    bytes: usize,
-    /// Tells one fill from a later one of the same channel.
-    round: u64,
 }
 
 /// What the caller has to do after the lock is released.
@@ -119,7 +91,7 @@ pub(super) struct NewSubscriber {
 
 impl Channel {
     pub fn new(name: Arc<str>, stream: Option<StreamOptions>) -> Channel {
-        let flow = Flow::Opening { waiting: VecDeque::new() };
+        let flow = Flow::Opening { waiting: Default::default() };
         let inner = Inner { name: name.clone(), slots: Vec::new(), free: Vec::new(), flow, lingering: false };
         Channel { name, stream, interest: Default::default(), inner: Mutex::new(inner) }
     }
@@ -141,25 +113,6 @@ impl Channel {
 impl Inner {
     pub fn subscribers(&self) -> usize {
         self.slots.len() - self.free.len()
-    }
-
-    /// The bus took the interest: the stream's top, if there is a stream.
-    pub fn opened(&mut self, top: Option<Position>) {
-        let Flow::Opening { waiting } = &mut self.flow else { return };
-        self.flow = match top {
-            None => Flow::Plain,
-            Some(mut mark) => {
-                // Nobody is subscribed yet: what came meanwhile only moves the mark.
-                for delivery in waiting.drain(..) {
-                    if let (Some(epoch), Body::Publication(p)) = (delivery.epoch, &delivery.body)
-                        && epoch == mark.epoch
-                    {
-                        mark.offset = mark.offset.max(p.offset);
-                    }
-                }
-                Flow::Flowing { mark }
-            }
-        };
     }
 
     pub fn mark(&self) -> Option<Position> {
@@ -242,183 +195,7 @@ impl Inner {
         self.slots.get_mut(slot as usize)?.as_mut().filter(|s| s.ticket == ticket)
     }
 
-    pub fn deliver(&mut self, delivery: Delivery) -> Outcome {
-        let mut outcome = Outcome::default();
-        match (&delivery.body, delivery.epoch) {
-            (Body::Publication(publication), Some(epoch)) => {
-                let at = Position { epoch, offset: publication.offset };
-                self.deliver_at(at, delivery, &mut outcome);
-            }
-            _ => outcome.delivered += self.push(&Frames::new(&self.name, &delivery)),
-        }
-        outcome
-    }
-
-    fn deliver_at(&mut self, at: Position, delivery: Delivery, outcome: &mut Outcome) {
-        match &mut self.flow {
-            Flow::Opening { waiting } => {
-                if waiting.len() == WAITING {
-                    waiting.pop_front();
-                }
-                waiting.push_back(delivery);
-            }
-            Flow::Plain => outcome.delivered += self.push(&Frames::new(&self.name, &delivery)),
-            Flow::Filling(filling) => {
-                filling.bytes += size(&delivery);
-                filling.waiting.push_back(delivery);
-                if filling.waiting.len() > WAITING || filling.bytes > WAITING_BYTES {
-                    self.give_up(outcome);
-                }
-            }
-            Flow::Flowing { mark } if mark.epoch == at.epoch && at.offset <= mark.offset => {}
-            Flow::Flowing { mark } if mark.epoch == at.epoch && at.offset == mark.offset + 1 => {
-                mark.offset = at.offset;
-                outcome.delivered += self.push(&Frames::new(&self.name, &delivery));
-            }
-            Flow::Flowing { mark } if mark.epoch == at.epoch => {
-                let mark = *mark;
-                if self.subscribers() == 0 {
-                    self.flow = Flow::Flowing { mark: at };
-                    return;
-                }
-                let bytes = size(&delivery);
-                self.start_filling(mark, at.offset, VecDeque::from([delivery]), bytes, outcome);
-            }
-            Flow::Flowing { mark } => {
-                *mark = at;
-                self.new_epoch(outcome);
-                outcome.delivered += self.push(&Frames::new(&self.name, &delivery));
-            }
-        }
-    }
-
-    /// The bus may have lost deliveries up to `top`.
-    pub fn resync(&mut self, top: Position) -> Outcome {
-        let mut outcome = Outcome::default();
-        match &mut self.flow {
-            Flow::Opening { .. } | Flow::Plain => {}
-            Flow::Flowing { mark } if mark.epoch != top.epoch => {
-                *mark = top;
-                self.new_epoch(&mut outcome);
-            }
-            Flow::Flowing { mark } if top.offset <= mark.offset => {}
-            Flow::Flowing { mark } => {
-                let mark = *mark;
-                if self.subscribers() == 0 {
-                    self.flow = Flow::Flowing { mark: top };
-                } else {
-                    self.start_filling(mark, top.offset, VecDeque::new(), 0, &mut outcome);
-                }
-            }
-            Flow::Filling(filling) if filling.mark.epoch == top.epoch => {
-                filling.target = filling.target.max(top.offset);
-            }
-            Flow::Filling(filling) => {
-                // What waits is of the old epoch, or comes again from history: begin anew.
-                let waiting = std::mem::take(&mut filling.waiting);
-                self.flow = Flow::Flowing { mark: top };
-                self.new_epoch(&mut outcome);
-                drop(waiting);
-            }
-        }
-        outcome
-    }
-
-    fn start_filling(
-        &mut self,
-        mark: Position,
-        target: u64,
-        waiting: VecDeque<Delivery>,
-        bytes: usize,
-        outcome: &mut Outcome,
-    ) {
-        let round = rand::random();
-        self.flow = Flow::Filling(Box::new(Filling { mark, target, waiting, bytes, round }));
-        outcome.fill = Some(Fill { since: mark, round });
-    }
-
-    /// Whether the fill `round` is still wanted, and since where.
-    pub fn wants(&self, round: u64) -> Option<Position> {
-        match &self.flow {
-            Flow::Filling(filling) if filling.round == round => Some(filling.mark),
-            _ => None,
-        }
-    }
-
-    /// History since the mark has come: delivers it, then what waits. `fill` in the outcome: the
-    /// hole goes on, fetch more.
-    pub fn filled(&mut self, round: u64, history: History) -> Outcome {
-        let mut outcome = Outcome::default();
-        let Flow::Filling(filling) = &mut self.flow else { return outcome };
-        if filling.round != round {
-            return outcome;
-        }
-        if history.top.epoch != filling.mark.epoch {
-            let (waiting, old) = (std::mem::take(&mut filling.waiting), filling.mark.epoch);
-            self.flow = Flow::Flowing { mark: history.top };
-            self.new_epoch(&mut outcome);
-            self.redeliver(waiting.into_iter().filter(|d| d.epoch != Some(old)), &mut outcome);
-            return outcome;
-        }
-        let (mut mark, before) = (filling.mark, filling.mark);
-        let target = filling.target.max(history.top.offset);
-        for publication in history.publications {
-            if publication.offset <= mark.offset {
-                continue;
-            }
-            if publication.offset != mark.offset + 1 {
-                self.insufficient(&mut outcome);
-            }
-            mark.offset = publication.offset;
-            outcome.delivered += self.push(&Frames::publication(&self.name, publication, Some(mark.epoch)));
-        }
-        let Flow::Filling(filling) = &mut self.flow else { return outcome };
-        let next = filling.waiting.front().and_then(offset).unwrap_or(u64::MAX);
-        if mark.offset < target && mark.offset + 1 < next {
-            if mark == before {
-                // Not in history any more: no further question would bring it.
-                filling.mark = mark;
-                self.give_up(&mut outcome);
-            } else {
-                filling.mark = mark;
-                outcome.fill = Some(Fill { since: mark, round });
-            }
-            return outcome;
-        }
-        let waiting = std::mem::take(&mut filling.waiting);
-        self.flow = Flow::Flowing { mark };
-        self.redeliver(waiting.into_iter(), &mut outcome);
-        outcome
-    }
-
-    /// Gives the hole up: positioned subscriptions end, the others go on with what there is.
-    fn give_up(&mut self, outcome: &mut Outcome) {
-        let Flow::Filling(filling) = &mut self.flow else { return };
-        let (mut mark, waiting) = (filling.mark, std::mem::take(&mut filling.waiting));
-        match waiting.front() {
-            Some(first) => {
-                mark.epoch = first.epoch.unwrap_or(mark.epoch);
-                mark.offset = offset(first).unwrap_or(1).saturating_sub(1);
-            }
-            None => mark.offset = filling.target,
-        }
-        self.flow = Flow::Flowing { mark };
-        outcome.gave_up = true;
-        self.insufficient(outcome);
-        self.redeliver(waiting.into_iter(), outcome);
-    }
-
-    fn redeliver(&mut self, waiting: impl Iterator<Item = Delivery>, outcome: &mut Outcome) {
-        for delivery in waiting {
-            let one = self.deliver(delivery);
-            outcome.delivered += one.delivered;
-            outcome.insufficient += one.insufficient;
-            outcome.gave_up |= one.gave_up;
-            outcome.fill = one.fill.or(outcome.fill.take());
-        }
-    }
-
-    fn new_epoch(&mut self, outcome: &mut Outcome) {
+    pub(super) fn new_epoch(&mut self, outcome: &mut Outcome) {
         outcome.gave_up = true;
         self.insufficient(outcome);
         for subscriber in self.slots.iter_mut().flatten() {
@@ -427,7 +204,7 @@ impl Inner {
     }
 
     /// Ends every positioned subscription: its client is told and gets nothing more.
-    fn insufficient(&mut self, outcome: &mut Outcome) {
+    pub(super) fn insufficient(&mut self, outcome: &mut Outcome) {
         for slot in 0..self.slots.len() {
             let Some(subscriber) = self.slots.get_mut(slot).and_then(Option::as_mut) else { continue };
             if !subscriber.positioned {
@@ -445,7 +222,7 @@ impl Inner {
     }
 
     /// Puts a push into the outboxes of all whom it concerns.
-    fn push(&mut self, frames: &Frames) -> u64 {
+    pub(super) fn push(&mut self, frames: &Frames) -> u64 {
         let (offset, only_join_leave) = (frames.offset(), frames.is_join_leave());
         let mut delivered = 0;
         for subscriber in self.slots.iter_mut().flatten() {
@@ -463,7 +240,7 @@ impl Inner {
 }
 
 impl Held {
-    fn push(&mut self, offset: u64, frame: Bytes) {
+    pub(super) fn push(&mut self, offset: u64, frame: Bytes) {
         self.bytes += frame.len();
         if self.frames.len() == HELD || self.bytes > HELD_BYTES {
             self.lost = true;
@@ -472,19 +249,5 @@ impl Held {
         if !self.lost {
             self.frames.push((offset, frame));
         }
-    }
-}
-
-fn offset(delivery: &Delivery) -> Option<u64> {
-    match &delivery.body {
-        Body::Publication(Publication { offset, .. }) => Some(*offset),
-        Body::Join(_) | Body::Leave(_) => None,
-    }
-}
-
-fn size(delivery: &Delivery) -> usize {
-    match &delivery.body {
-        Body::Publication(p) => p.data.len() + 64,
-        Body::Join(_) | Body::Leave(_) => 64,
     }
 }

@@ -85,9 +85,14 @@ impl Hub {
             }
             if !interest.held {
                 let bus = self.bus().map_err(|e| bus_error(&e))?;
+                // Should this be cut short, the bus has to be told that it is over.
+                interest.asked = true;
                 match bus.subscribe(call.channel.clone(), call.stream).await {
                     Ok(top) => lock(&channel.inner).opened(top),
                     Err(error) => {
+                        // Not kept for another try: a thousand names asked for while the bus is
+                        // away are not to be a thousand channels here.
+                        interest.asked = false;
                         drop(interest);
                         self.release_later(&channel);
                         return Err(bus_error(&error));
@@ -189,8 +194,9 @@ mod tests {
                 .map(|o| Publication { offset: *o, data: Bytes::new(), info: None, tags: vec![] })
                 .collect(),
         };
-        // epoch, offset, history, top, recovered, offset of the result
-        let cases: &[(&str, u64, &[u64], u64, bool, u64)] = &[
+        /// Epoch, offset, history, top, recovered, offset of the result.
+        type Case<'a> = (&'a str, u64, &'a [u64], u64, bool, u64);
+        let cases: &[Case<'_>] = &[
             (&e, 3, &[4, 5], 5, true, 3),
             (&e, 5, &[], 5, true, 5),
             ("", 3, &[4, 5], 5, true, 3),

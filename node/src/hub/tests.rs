@@ -16,7 +16,6 @@ struct Node {
     hub: Arc<Hub>,
     bus: Arc<TwinBus>,
     inbox: Inbox,
-    twin: Twin,
 }
 
 struct Peer {
@@ -36,7 +35,7 @@ impl Node {
         let (janitor, jobs) = Janitor::new();
         hub.start(bus.clone(), janitor);
         tokio::spawn(jobs.run(hub.clone()));
-        Node { hub, bus, inbox, twin: twin.clone() }
+        Node { hub, bus, inbox }
     }
 
     /// Hands on what the bus delivered.

@@ -1,6 +1,7 @@
 //! May this request become a WebSocket? RFC 6455, section 4.2, and RFC 8441 where the front spoke
 //! HTTP/2 or /3 with the client; then origin and limits. The same for the node's own listener and
 //! for a proxy of the same process.
+#![expect(clippy::result_large_err, reason = "a refusal is the response itself, once per connection")]
 
 use super::origin;
 use crate::conn::Accepted;

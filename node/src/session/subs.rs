@@ -94,7 +94,7 @@ impl Subs {
     }
 
     /// Channels that the connection token brought.
-    pub fn from_token(&self) -> impl Iterator<Item = &Arc<str>> {
+    pub fn brought_by_token(&self) -> impl Iterator<Item = &Arc<str>> {
         self.by_channel.iter().filter(|(_, sub)| sub.origin == Origin::Token).map(|(channel, _)| channel)
     }
 

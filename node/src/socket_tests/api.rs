@@ -9,7 +9,8 @@ async fn who_may_call_and_what_is_no_call() {
     let long = format!("\"{}\"", "x".repeat(11_000));
     let key = [("X-API-Key", KEY)];
     let authorization = format!("apikey {KEY}");
-    let cases: &[(&str, &[(&str, &str)], &str, u16)] = &[
+    type Case<'a> = (&'a str, &'a [(&'a str, &'a str)], &'a str, u16);
+    let cases: &[Case<'_>] = &[
         ("/api/publish", &[], &good, 401),
         ("/api/publish", &[("X-API-Key", "other")], &good, 401),
         ("/api/publish", &[("X-API-Key", "")], &good, 401),

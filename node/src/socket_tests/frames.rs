@@ -5,7 +5,7 @@ use tokio_tungstenite::tungstenite::protocol::frame::Frame;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::{Data, OpCode};
 
 /// A client's frame with the mask 0: the payload as it is.
-fn frame(first: u8, len: &[u8], payload: &[u8]) -> Vec<u8> {
+pub fn frame(first: u8, len: &[u8], payload: &[u8]) -> Vec<u8> {
     let mut out = vec![first, 0x80 | len[0]];
     out.extend_from_slice(&len[1..]);
     out.extend_from_slice(&[0; 4]);
@@ -14,7 +14,7 @@ fn frame(first: u8, len: &[u8], payload: &[u8]) -> Vec<u8> {
 }
 
 /// A socket that is past the handshake.
-async fn raw(server: &Server) -> TcpStream {
+pub async fn raw(server: &Server) -> TcpStream {
     let mut tcp = TcpStream::connect(server.address).await.unwrap();
     let request = "GET /connection/websocket HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
                    Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";

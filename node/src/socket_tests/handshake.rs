@@ -29,7 +29,8 @@ fn request(line: &str, change: &[(&str, Option<&str>)]) -> String {
 async fn handshakes_that_are_none() {
     let server = Server::start(|c| c.handshake_timeout = Duration::from_millis(500));
     let get = "GET /connection/websocket HTTP/1.1";
-    let cases: &[(&str, &[(&str, Option<&str>)], u16)] = &[
+    type Case<'a> = (&'a str, &'a [(&'a str, Option<&'a str>)], u16);
+    let cases: &[Case<'_>] = &[
         ("POST /connection/websocket HTTP/1.1", &[("Content-Length", Some("0"))], 400),
         ("GET /connection/websocket HTTP/1.0", &[], 400),
         (get, &[("Upgrade", None)], 400),
@@ -77,7 +78,7 @@ async fn subprotocols_origins_and_probes() {
     let (status, head, _) = server.raw(&format!("GET / HTTP/1.1\r\n{close}")).await;
     assert!(status == 200 && head.contains("text/html"), "{head}");
     let (_, _, body) = server.raw(&format!("GET /demo/stats HTTP/1.1\r\n{close}")).await;
-    assert!(serde_json::from_str::<Value>(&body).unwrap()["uptime_ms"].is_u64(), "{body}");
+    assert!(serde_json::from_str::<Value>(&body).unwrap()["uptime_s"].is_u64(), "{body}");
     let off = Server::start(|c| (c.demo_page, c.uni_websocket) = (false, false));
     for path in ["/", "/demo/stats", "/connection/uni_websocket"] {
         assert_eq!(off.raw(&format!("GET {path} HTTP/1.1\r\n{close}")).await.0, 404, "{path}");

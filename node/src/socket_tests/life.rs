@@ -288,3 +288,32 @@ async fn an_idle_connection_is_small() {
     let size = size_of_val(&*conn) + size_of_val(&conn.run());
     assert!(size <= 1400, "the task of a connection takes {size} bytes");
 }
+
+/// Alone, since it reads the memory of the whole process:
+/// `cargo test -p weir-node memory_of -- --ignored --nocapture`
+#[tokio::test]
+#[ignore = "measures the process: run it alone"]
+async fn memory_of_connected_and_subscribed_clients() {
+    use super::frames::{frame, raw};
+    let server = Server::start(|_| {});
+    let commands = br#"{"id":1,"connect":{}}
+{"id":2,"subscribe":{"channel":"stream:c"}}"#;
+    let hello = frame(0x81, &[commands.len() as u8], commands);
+    let mut clients = Vec::new();
+    let mut open = async |n: usize| {
+        for _ in 0..n {
+            let mut tcp = raw(&server).await;
+            tcp.write_all(&hello).await.unwrap();
+            clients.push(tcp);
+        }
+        while server.metric("weir_node_subscriptions") < clients.len() as f64 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        crate::process::rss_bytes()
+    };
+    let before = open(1000).await;
+    let after = open(4000).await;
+    let each = (after - before) / 4000;
+    eprintln!("{each} bytes of resident memory per client, the test's own side included");
+    assert!(each <= 10 << 10);
+}
