@@ -2,11 +2,7 @@
 
 use super::core::{Core, Phase};
 use super::io::Feed;
-<<<<<<< HEAD
-use super::{Core, Phase, now};
-=======
 use super::now;
->>>>>>> part/node
 use crate::protocol::Commands;
 use crate::protocol::json::{Lines, connect_request};
 use crate::session::Kind;

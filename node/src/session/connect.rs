@@ -189,13 +189,8 @@ impl Session {
             return self.close(Close::EXPIRED);
         }
         let listed = |channel: &Arc<str>| identity.subs.iter().any(|(c, _)| **c == **channel);
-<<<<<<< HEAD
-        let same =
-            self.subs.from_token().count() == identity.subs.len() && self.subs.from_token().all(listed);
-=======
         let same = self.subs.brought_by_token().count() == identity.subs.len()
             && self.subs.brought_by_token().all(listed);
->>>>>>> part/node
         if !same {
             return self.close(Close::INSUFFICIENT_STATE);
         }
