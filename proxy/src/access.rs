@@ -45,10 +45,6 @@ impl Access {
         }
     }
 
-    pub fn conn(&self) -> &ConnId {
-        &self.conn
-    }
-
     pub fn log(&self, kind: &'static str, end: End) {
         let (up, down) = end.bytes.unzip();
         info!(
@@ -74,7 +70,11 @@ fn printable(path: &str) -> Box<str> {
     let mut out = String::with_capacity(path.len().min(MAX_PATH));
     for c in path.chars().take(MAX_PATH) {
         // Writing to a string cannot fail.
-        let _ = if c.is_ascii_graphic() { out.write_char(c) } else { write!(out, "{}", c.escape_default()) };
+        let _ = match c {
+            ' ' => write!(out, "{}", c.escape_unicode()),
+            c if c.is_ascii_graphic() => out.write_char(c),
+            c => write!(out, "{}", c.escape_default()),
+        };
     }
     out.into()
 }

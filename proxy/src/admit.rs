@@ -89,7 +89,7 @@ impl Admit {
     }
 }
 
-impl<C: Clock> Admit<C> {
+impl<C: Clock + Clone> Admit<C> {
     pub fn with_clock(conf: &weir_conf::proxy::Proxy, clock: C) -> Admit<C> {
         Admit {
             total: AtomicUsize::new(0),
@@ -165,8 +165,7 @@ impl<C: Clock> Drop for AddressPlace<C> {
     }
 }
 
-type Limiter<C> =
-    RateLimiter<IpKey, DashMapStateStore<IpKey>, C, NoOpMiddleware<<C as Clock>::Instant>>;
+type Limiter<C> = RateLimiter<IpKey, DashMapStateStore<IpKey>, C, NoOpMiddleware<<C as Clock>::Instant>>;
 
 struct Rates<C: Clock> {
     limiter: Limiter<C>,
@@ -175,7 +174,7 @@ struct Rates<C: Clock> {
     checks: AtomicU32,
 }
 
-impl<C: Clock> Rates<C> {
+impl<C: Clock + Clone> Rates<C> {
     fn new(per_second: f64, conf: &weir_conf::proxy::Proxy, clock: C) -> Option<Rates<C>> {
         let period = Duration::try_from_secs_f64(1.0 / per_second).ok()?;
         let burst = NonZeroU32::new(conf.handshake_burst).unwrap_or(NonZeroU32::MIN);
@@ -223,7 +222,9 @@ mod tests {
     use governor::clock::FakeRelativeClock;
     use weir_conf::units::Rate;
 
-    fn admit(change: impl FnOnce(&mut weir_conf::proxy::Proxy)) -> (Arc<Admit<FakeRelativeClock>>, FakeRelativeClock) {
+    fn admit(
+        change: impl FnOnce(&mut weir_conf::proxy::Proxy),
+    ) -> (Arc<Admit<FakeRelativeClock>>, FakeRelativeClock) {
         let mut conf = conf();
         change(&mut conf);
         let clock = FakeRelativeClock::default();
@@ -293,7 +294,9 @@ mod tests {
             c.handshake_rate = Some(Rate { per_second: 0.1 });
             c.handshake_burst = 1;
         });
-        let network = |n: u32| IpAddr::from(((0x2001_0db8_u128 << 32) | u128::from(n)) << 64);
+        let network = |n: u32| {
+            IpAddr::V6(std::net::Ipv6Addr::from_bits(((0x2001_0db8_u128 << 32) | u128::from(n)) << 64))
+        };
         let offender = ip("9.9.9.9");
         admit.handshake(offender).unwrap();
         for n in 0..1_000_000 {

@@ -11,8 +11,15 @@ use weir_wire::hop::{FORWARDED_FOR, FORWARDED_PROTO, REQUEST_ID};
 use weir_wire::id::ConnId;
 
 /// Headers about one connection, not about the request (RFC 9110, 7.6.1).
-const HOP_BY_HOP: [&str; 7] =
-    ["connection", "keep-alive", "proxy-connection", "proxy-authorization", "te", "upgrade", "http2-settings"];
+const HOP_BY_HOP: [&str; 7] = [
+    "connection",
+    "keep-alive",
+    "proxy-connection",
+    "proxy-authorization",
+    "te",
+    "upgrade",
+    "http2-settings",
+];
 
 /// Told by whoever was in front, believed only if he is trusted.
 const HEARSAY: [&str; 4] = ["forwarded", "x-real-ip", "x-forwarded-host", "x-forwarded-port"];
@@ -158,7 +165,10 @@ mod tests {
     #[test]
     fn a_trusted_peer_may_speak_of_the_protocol() {
         let said = [("x-forwarded-proto", "https"), ("x-forwarded-host", "a.b")];
-        let expected = format!("X-Forwarded-For: 1.2.3.4|X-Forwarded-Host: a.b|{}", &OURS[25..].replace("http", "https"));
+        let expected = format!(
+            "X-Forwarded-For: 1.2.3.4|X-Forwarded-Host: a.b|{}",
+            &OURS[25..].replace("http", "https")
+        );
         assert_eq!(rewritten(&said, true), expected);
     }
 

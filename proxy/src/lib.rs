@@ -107,7 +107,7 @@ impl Proxy {
         let drain_timeout = self.conf.drain_timeout;
         let stop = CancellationToken::new();
         let threads = pingora.threads;
-        let (service, listeners) = self.service(own.clone(), closing.clone(), &pingora);
+        let (service, listeners) = self.service(own.clone(), closing.clone());
         let front = Front { service, listeners, drain: own.clone(), threads };
         let mut ended = server::run(front, pingora, stop.clone())?;
         tokio::select! {
@@ -129,12 +129,7 @@ impl Proxy {
         Ok(())
     }
 
-    fn service(
-        self,
-        drain: Drain,
-        closing: Arc<Closing>,
-        pingora: &pingora_core::server::configuration::ServerConf,
-    ) -> (Arc<Service>, Vec<TcpListener>) {
+    fn service(self, drain: Drain, closing: Arc<Closing>) -> (Arc<Service>, Vec<TcpListener>) {
         let conf = self.conf;
         let routes = Arc::new(self.routes);
         let plain = Plain {
@@ -142,7 +137,7 @@ impl Proxy {
             metrics: self.metrics.clone(),
             connect_timeout: conf.connect_timeout,
         };
-        let plain = pingora_proxy::http_proxy(&Arc::new(pingora.clone()), plain);
+        let plain = pingora_proxy::http_proxy(&Arc::new(server::conf(&conf)), plain);
         let service = Service {
             admit: Arc::new(Admit::new(&conf)),
             trusted: Trusted::new(&conf.trusted),

@@ -80,7 +80,13 @@ impl ProxyHttp for Plain {
         }
     }
 
-    fn fail_to_connect(&self, _: &mut Session, _: &HttpPeer, ctx: &mut Ctx, mut error: Box<Error>) -> Box<Error> {
+    fn fail_to_connect(
+        &self,
+        _: &mut Session,
+        _: &HttpPeer,
+        ctx: &mut Ctx,
+        mut error: Box<Error>,
+    ) -> Box<Error> {
         let cause = match error.etype() {
             ErrorType::ConnectTimedout => "timeout",
             ErrorType::ConnectRefused => "refused",
@@ -109,7 +115,12 @@ impl ProxyHttp for Plain {
         Ok(())
     }
 
-    async fn response_filter(&self, _: &mut Session, response: &mut ResponseHeader, _: &mut Ctx) -> Result<()> {
+    async fn response_filter(
+        &self,
+        _: &mut Session,
+        response: &mut ResponseHeader,
+        _: &mut Ctx,
+    ) -> Result<()> {
         // Pingora writes the framing of its own connection.
         for name in ["keep-alive", "proxy-connection"] {
             response.remove_header(name);

@@ -74,12 +74,17 @@ pub fn sticky_key(sticky: &Sticky, head: &Parts, client: IpAddr) -> Vec<u8> {
 }
 
 fn cookie<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a [u8]> {
-    let pairs = headers.get_all(COOKIE).into_iter().filter_map(|v| v.to_str().ok()).flat_map(|v| v.split(';'));
+    let pairs =
+        headers.get_all(COOKIE).into_iter().filter_map(|v| v.to_str().ok()).flat_map(|v| v.split(';'));
     pairs.filter_map(|pair| pair.trim().split_once('=')).find(|(n, _)| *n == name).map(|(_, v)| v.as_bytes())
 }
 
 fn query<'a>(query: &'a str, name: &str) -> Option<&'a [u8]> {
-    query.split('&').filter_map(|pair| pair.split_once('=')).find(|(n, _)| *n == name).map(|(_, v)| v.as_bytes())
+    query
+        .split('&')
+        .filter_map(|pair| pair.split_once('='))
+        .find(|(n, _)| *n == name)
+        .map(|(_, v)| v.as_bytes())
 }
 
 #[cfg(test)]
@@ -120,7 +125,8 @@ mod tests {
 
     #[test]
     fn keys_come_from_where_the_route_says_or_from_the_address() {
-        let head = request("/x?a=1&sid=42&b", &[("cookie", "x=1; sid=abc"), ("cookie", "y=2"), ("x-user", "u7")]);
+        let head =
+            request("/x?a=1&sid=42&b", &[("cookie", "x=1; sid=abc"), ("cookie", "y=2"), ("x-user", "u7")]);
         let ip: IpAddr = "10.1.2.3".parse().unwrap();
         for (sticky, key) in [
             (Sticky::Ip, "10.1.2.3"),

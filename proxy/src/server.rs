@@ -67,7 +67,12 @@ pub struct Front {
 
 #[async_trait]
 impl pingora_core::services::Service for Front {
-    async fn start_service(&mut self, _: Option<ListenFds>, shutdown: ShutdownWatch, _listeners_per_fd: usize) {
+    async fn start_service(
+        &mut self,
+        _: Option<ListenFds>,
+        shutdown: ShutdownWatch,
+        _listeners_per_fd: usize,
+    ) {
         let accepting = self.listeners.drain(..).map(|listener| {
             tokio::spawn(accept(listener, self.service.clone(), self.drain.clone(), shutdown.clone()))
         });
@@ -137,7 +142,11 @@ impl ShutdownSignalWatch for Stop {
 }
 
 /// Runs until `stop`. Pingora blocks its thread and makes its own runtimes.
-pub fn run(front: Front, conf: ServerConf, stop: CancellationToken) -> std::io::Result<Pin<Box<tokio::sync::oneshot::Receiver<()>>>> {
+pub fn run(
+    front: Front,
+    conf: ServerConf,
+    stop: CancellationToken,
+) -> std::io::Result<Pin<Box<tokio::sync::oneshot::Receiver<()>>>> {
     let (ended, when_ended) = tokio::sync::oneshot::channel();
     std::thread::Builder::new().name("weir-proxy".into()).spawn(move || {
         let mut server = Server::new_with_opt_and_conf(None, conf);

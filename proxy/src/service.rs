@@ -3,7 +3,7 @@
 //! after which the connection may bring its next request.
 
 use crate::access::{Access, End};
-use crate::admit::{Admit, AddressPlace, Place, Refused};
+use crate::admit::{AddressPlace, Admit, Place, Refused};
 use crate::answer;
 use crate::client::Client;
 use crate::client_addr::Trusted;
@@ -69,7 +69,12 @@ enum Next {
 }
 
 impl Service {
-    pub async fn connection(self: Arc<Self>, tcp: tokio::net::TcpStream, peer: SocketAddr, shutdown: ShutdownWatch) {
+    pub async fn connection(
+        self: Arc<Self>,
+        tcp: tokio::net::TcpStream,
+        peer: SocketAddr,
+        shutdown: ShutdownWatch,
+    ) {
         self.metrics.connections.inc();
         let metrics = self.metrics.clone();
         self.serve(tcp, peer.ip().to_canonical(), shutdown).await;
@@ -206,7 +211,13 @@ impl Service {
                 self.metrics.handshake("handed_to_node");
                 let status = Status::default();
                 let exchange = Box::new(H1Exchange { client, status: status.clone() });
-                let permit = (places.place, places.address, own_address, self.drain.busy(), LogAtEnd { access, status });
+                let permit = (
+                    places.place,
+                    places.address,
+                    own_address,
+                    self.drain.busy(),
+                    LogAtEnd { access, status },
+                );
                 let request = Request {
                     head: head.parts,
                     client: from.client,
@@ -268,9 +279,7 @@ impl Service {
                     metrics: self.metrics.clone(),
                     closing: self.closing.clone(),
                     idle: self.idle_timeout,
-                    place: places.place,
-                    address: places.address.or(own_address),
-                    busy: self.drain.busy(),
+                    permit: (places.place, places.address.or(own_address), self.drain.busy()),
                 };
                 // A task of its own: the memory of this one, sized for Pingora's path, is free again.
                 tokio::spawn(tunnel::run(Relay::new(tcp, from_client, server, from_server), Box::new(held)));
@@ -291,23 +300,14 @@ impl Service {
         let _busy = self.drain.busy();
         client.gate(head.body);
         let mut session = ServerSession::new_http1(Box::new(client));
-        if let Some(h1) = session.as_http1_mut() {
-            h1.set_pipelined_prefix(plain::head_bytes(&head.parts));
-        }
+        session.set_pipelined_prefix(plain::head_bytes(&head.parts));
         let reused = self.plain.process_new_http(session, shutdown).await;
-        let Some((stream, settings)) = reused.map(|r| r.consume()) else { return Next::Done };
+        let Some((stream, _settings)) = reused.map(|r| r.consume()) else { return Next::Done };
         let Ok(mut client) = stream.into_any().downcast::<Client>() else { return Next::Done };
         if wants_close || head.parts.version == http::Version::HTTP_10 {
             return Next::Done;
         }
-        // What Pingora read past a chunked body is the beginning of the next request.
-        let overread = settings.and_then(|mut s| s.take_pipelined_prefix());
         client.open();
-        if let Some(overread) = overread.filter(|o| !o.is_empty()) {
-            let mut ahead = overread;
-            ahead.extend_from_slice(&client.ahead);
-            client.ahead = ahead;
-        }
         Next::Another(*client, places)
     }
 

@@ -123,9 +123,8 @@ pub struct Held {
     pub metrics: Metrics,
     pub closing: Arc<Closing>,
     pub idle: Duration,
-    pub place: Place,
-    pub address: Option<AddressPlace>,
-    pub busy: Busy,
+    /// Given back when the tunnel has ended.
+    pub permit: (Place, Option<AddressPlace>, Busy),
 }
 
 /// Relays until it ends; to be spawned as a task of its own (it relies on its waker staying the
@@ -141,6 +140,7 @@ where
     drop(relay);
     held.metrics.tunnels.dec();
     held.metrics.tunnel_ends.get_or_create(&CauseLabel { cause: cause.as_str() }).inc();
+    drop(held.permit);
     held.access.log("tunnel", End { status: 101, bytes: Some(bytes), cause: cause.as_str() });
 }
 

@@ -99,10 +99,6 @@ pub struct Exhausted {
 }
 
 impl Plan {
-    pub fn upstream(&self) -> &Arc<Upstream> {
-        &self.upstream
-    }
-
     /// The next server to try, with its breaker's leave.
     pub fn next(&mut self, now: Instant) -> Result<Attempt, Exhausted> {
         while self.tries_left > 0 {
@@ -116,7 +112,10 @@ impl Plan {
             }
         }
         let unknown = if self.tried { RETRY_UNREACHABLE } else { Duration::ZERO };
-        Err(Exhausted { retry_after: self.soonest.unwrap_or(unknown).max(RETRY_UNREACHABLE), tried: self.tried })
+        Err(Exhausted {
+            retry_after: self.soonest.unwrap_or(unknown).max(RETRY_UNREACHABLE),
+            tried: self.tried,
+        })
     }
 }
 
@@ -136,7 +135,12 @@ mod tests {
         let upstream =
             Arc::new(Upstream::new("app", (1..=3).map(|p| vec![addr(p)]).collect(), &conf, &metrics));
         let now = Instant::now();
-        let first = |now| upstream.plan(b"key").next(now).map(|mut a| { a.give_up(now); a.addr() });
+        let first = |now| {
+            upstream.plan(b"key").next(now).map(|mut a| {
+                a.give_up(now);
+                a.addr()
+            })
+        };
         let home = first(now).unwrap();
 
         let mut plan = upstream.plan(b"key");
@@ -160,7 +164,8 @@ mod tests {
     #[test]
     fn with_every_breaker_open_the_wait_is_told_at_once() {
         let conf = conf();
-        let upstream = Arc::new(Upstream::new("app", vec![vec![addr(1)], vec![addr(2)]], &conf, &Metrics::default()));
+        let upstream =
+            Arc::new(Upstream::new("app", vec![vec![addr(1)], vec![addr(2)]], &conf, &Metrics::default()));
         let now = Instant::now();
         for _ in 0..2 * conf.breaker.failures {
             if let Ok(mut attempt) = upstream.plan(b"key").next(now) {

@@ -42,7 +42,9 @@ const fn bad(why: &'static str) -> Bad {
 pub fn end(bytes: &[u8], from: usize) -> Result<Option<usize>, Bad> {
     // A line end may lie across two reads.
     let mut i = from.saturating_sub(3);
-    while let Some(offset) = bytes.get(i..).and_then(|rest| rest.iter().position(|b| matches!(b, b'\r' | b'\n'))) {
+    while let Some(offset) =
+        bytes.get(i..).and_then(|rest| rest.iter().position(|b| matches!(b, b'\r' | b'\n')))
+    {
         i += offset;
         if bytes[i] == b'\n' {
             if i == 0 || bytes[i - 1] != b'\r' {
@@ -287,7 +289,8 @@ mod tests {
 
     #[test]
     fn disguised_names_are_dropped_and_others_kept() {
-        let head = b"GET / HTTP/1.1\r\nHost: a\r\nX_Forwarded_For: 1.2.3.4\r\nContent_Length: 4\r\nmy_id: 1\r\n\r\n";
+        let head =
+            b"GET / HTTP/1.1\r\nHost: a\r\nX_Forwarded_For: 1.2.3.4\r\nContent_Length: 4\r\nmy_id: 1\r\n\r\n";
         let parts = parse(head).unwrap().parts;
         assert_eq!(parts.headers.keys().map(HeaderName::as_str).collect::<Vec<_>>(), ["host", "my_id"]);
     }

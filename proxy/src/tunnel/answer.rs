@@ -3,7 +3,10 @@
 
 use crate::front::upgrade::tokens;
 use bytes::{Bytes, BytesMut};
-use http::header::{CONNECTION, CONTENT_LENGTH, HeaderMap, HeaderName, HeaderValue, SEC_WEBSOCKET_ACCEPT, TRANSFER_ENCODING, UPGRADE};
+use http::header::{
+    CONNECTION, CONTENT_LENGTH, HeaderMap, HeaderName, HeaderValue, SEC_WEBSOCKET_ACCEPT, TRANSFER_ENCODING,
+    UPGRADE,
+};
 use http::{Response, StatusCode};
 use tokio::io::{AsyncRead, AsyncReadExt};
 
@@ -63,7 +66,8 @@ pub fn is_valid_switch(headers: &HeaderMap, accept: &str) -> bool {
     };
     let connected = tokens(headers, CONNECTION).any(|t| t.eq_ignore_ascii_case("upgrade"));
     let mut accepts = headers.get_all(SEC_WEBSOCKET_ACCEPT).iter();
-    let proven = accepts.next().is_some_and(|v| v.as_bytes() == accept.as_bytes()) && accepts.next().is_none();
+    let proven =
+        accepts.next().is_some_and(|v| v.as_bytes() == accept.as_bytes()) && accepts.next().is_none();
     upgraded && connected && proven
 }
 
@@ -185,11 +189,17 @@ mod tests {
             ("HTTP/1.1 101 S\r\nUpgrade: websocket\r\n\r\nfirst frame", ok(101, "first frame")),
             ("HTTP/1.1 100 C\r\n\r\nHTTP/1.1 101 S\r\n\r\nx", ok(101, "x")),
             ("HTTP/1.1 403 F\r\nContent-Length: 2\r\n\r\nnoX", ok(403, "no")),
-            ("HTTP/1.1 400 B\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nno\r\n1\r\n!\r\n0\r\n\r\n", ok(400, "no!")),
+            (
+                "HTTP/1.1 400 B\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nno\r\n1\r\n!\r\n0\r\n\r\n",
+                ok(400, "no!"),
+            ),
             ("HTTP/1.0 500 E\r\n\r\nuntil the end", ok(500, "until the end")),
             ("HTTP/1.1 403 F\r\nContent-Length: 9\r\n\r\nno", Err(ReadError::Closed)),
             ("HTTP/1.1 403 F\r\nContent-Length: 99999999\r\n\r\n", Err(ReadError::TooLarge)),
-            ("HTTP/1.1 403 F\r\nTransfer-Encoding: chunked\r\n\r\nffffffffffffffff\r\n", Err(ReadError::TooLarge)),
+            (
+                "HTTP/1.1 403 F\r\nTransfer-Encoding: chunked\r\n\r\nffffffffffffffff\r\n",
+                Err(ReadError::TooLarge),
+            ),
             ("SSH-2.0-OpenSSH\r\n\r\n", Err(ReadError::Malformed)),
             ("", Err(ReadError::Closed)),
         ] {
