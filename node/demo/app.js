@@ -220,10 +220,10 @@
     $('latency').textContent = format(ms);
     $('latency-note').textContent = latencies.length > 1
       ? `median ${format(sorted[sorted.length >> 1])} of ${latencies.length}` : 'your first message';
+    if (latencies.length < 2) return;
     const top = Math.max(...latencies, 1);
-    const step = 120 / Math.max(latencies.length - 1, 1);
+    const step = 120 / (latencies.length - 1);
     const points = latencies.map((v, i) => `${(i * step).toFixed(1)},${(27 - (v / top) * 24).toFixed(1)}`);
-    if (points.length === 1) points.push(`120,${points[0].split(',')[1]}`);
     $('spark').firstElementChild.setAttribute('points', points.join(' '));
   }
 
