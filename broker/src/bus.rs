@@ -20,6 +20,8 @@
 //! Nothing here holds a queue without a bound: the inbox holds `node.inbox_size` events; a node
 //! that falls behind further gets a `Resync` in place of what did not fit.
 
+pub mod local;
+mod outcome;
 pub mod remote;
 
 use std::future::Future;

@@ -7,16 +7,26 @@
 pub mod admin;
 pub mod broker;
 pub mod channel;
+mod check;
 pub mod error;
 pub mod load;
 pub mod node;
 pub mod proxy;
 pub mod roles;
+mod section;
+mod syntax;
 pub mod telemetry;
+mod tree;
 pub mod units;
+mod value;
+mod write;
 
 pub use error::{Errors, Mistake, Place};
 pub use load::{Loaded, Sources, load};
+
+use section::{Field, Value};
+use std::collections::BTreeMap;
+use write::Writer;
 
 /// Every key with its default, unit and reason.
 pub const REFERENCE: &str = include_str!("../weir.toml");
@@ -36,15 +46,31 @@ pub struct Config {
     pub broker: broker::Broker,
 }
 
-impl Default for Config {
-    fn default() -> Config {
-        unimplemented!()
-    }
-}
+section::keys!(Config { roles, telemetry, admin, proxy, node, channel, broker });
 
 impl Config {
-    /// This conf as TOML that parses back; secrets show as `"(set)"` or `""`.
+    /// This conf as TOML that parses back, but for secrets: they show as `"(set)"` or `""`.
+    /// Sections of roles that are not listed are left out.
     pub fn to_toml(&self) -> String {
-        unimplemented!()
+        self.write(None)
+    }
+
+    fn write(&self, places: Option<&BTreeMap<String, Place>>) -> String {
+        let mut writer = Writer::new(places);
+        let w = &mut writer;
+        w.value("roles", self.roles.write());
+        self.telemetry.write_field(w, "telemetry");
+        self.admin.write_field(w, "admin");
+        if self.roles.proxy {
+            self.proxy.write_field(w, "proxy");
+        }
+        if self.roles.node {
+            self.node.write_field(w, "node");
+            self.channel.write_field(w, "channel");
+        }
+        if self.roles.broker {
+            self.broker.write_field(w, "broker");
+        }
+        writer.finish()
     }
 }

@@ -123,7 +123,9 @@ impl State {
                     .insert(header::CONTENT_TYPE, HeaderValue::from_static(metrics::CONTENT_TYPE));
                 response
             }
-            (_, "/health" | "/ready" | "/metrics") => text(StatusCode::METHOD_NOT_ALLOWED, "405 GET only\n".into()),
+            (_, "/health" | "/ready" | "/metrics") => {
+                text(StatusCode::METHOD_NOT_ALLOWED, "405 GET only\n".into())
+            }
             _ => text(StatusCode::NOT_FOUND, "404 /health /ready /metrics\n".into()),
         }
     }
@@ -193,9 +195,8 @@ mod tests {
     async fn ready_follows_its_checks_and_the_drain() {
         let up = Arc::new(std::sync::atomic::AtomicBool::new(false));
         let seen = up.clone();
-        let check = move || {
-            seen.load(std::sync::atomic::Ordering::Relaxed).then_some(()).ok_or("link down".into())
-        };
+        let check =
+            move || seen.load(std::sync::atomic::Ordering::Relaxed).then_some(()).ok_or("link down".into());
         let (addr, drain) = start("127.0.0.1:0", "", Box::new(check)).await;
         let down = get(addr, "/ready", "").await;
         assert!(down.starts_with("HTTP/1.1 503") && down.ends_with("bus: link down\n"), "{down}");

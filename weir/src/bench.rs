@@ -98,4 +98,5 @@ pub fn main(args: BenchArgs) -> ExitCode {
 
 fn duration(text: &str) -> Result<Duration, String> {
     weir_conf::units::parse_duration(text)
+        .ok_or_else(|| format!("{text:?} is no duration; 90s, 5m or 1h30m is"))
 }

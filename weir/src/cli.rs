@@ -50,7 +50,9 @@ struct Source {
 
 pub fn main() -> ExitCode {
     match Cli::parse().command {
-        None => serve(Sources::new().text("demo.toml (built in)", weir_conf::DEMO).process_environment(), true),
+        None => {
+            serve(Sources::new().text("demo.toml (built in)", weir_conf::DEMO).process_environment(), true)
+        }
         Some(Command::Run(source)) => match source.sources() {
             Ok(sources) => serve(sources, false),
             Err(code) => code,
@@ -123,6 +125,7 @@ fn serve(sources: Sources, demo: bool) -> ExitCode {
         eprintln!("weir: {error}");
         return ExitCode::from(EX_CONFIG);
     }
+    raise_descriptor_limit();
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().thread_name("weir").build() {
         Ok(runtime) => runtime,
         Err(error) => {
@@ -136,17 +139,31 @@ fn serve(sources: Sources, demo: bool) -> ExitCode {
     code
 }
 
+/// A tunnel takes two descriptors; the soft limit of most systems (1,024) is far below the hard one.
+fn raise_descriptor_limit() {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    match getrlimit(Resource::RLIMIT_NOFILE) {
+        Ok((soft, hard)) if soft < hard => {
+            if let Err(error) = setrlimit(Resource::RLIMIT_NOFILE, hard, hard) {
+                tracing::warn!(soft, hard, %error, "the limit of open descriptors could not be raised");
+            }
+        }
+        Ok(_) => {}
+        Err(error) => tracing::warn!(%error, "the limit of open descriptors is not known"),
+    }
+}
+
 async fn run(config: &Config, demo: bool) -> ExitCode {
     let drain = Drain::new();
     let signals = signal::watch(drain.clone());
-    let weir = match Weir::bind(config) {
+    let weir = match Weir::bind(config).await {
         Ok(weir) => weir,
         Err(error) => {
             eprintln!("weir: {error}");
             return ExitCode::FAILURE;
         }
     };
-    if demo && let Some(addr) = weir.proxy_addr() {
+    if demo && let Some(addr) = weir.proxy_addrs().first() {
         eprintln!("Weir runs. Open http://{addr}/ in two tabs. Ctrl-C stops it.");
     }
     let finished = weir.run(drain).await;

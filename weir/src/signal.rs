@@ -10,11 +10,8 @@ use weir_core::drain::Drain;
 /// Watches until aborted.
 pub fn watch(drain: Drain) -> JoinHandle<()> {
     tokio::spawn(async move {
-        let signals = (
-            signal(SignalKind::terminate()),
-            signal(SignalKind::interrupt()),
-            signal(SignalKind::hangup()),
-        );
+        let signals =
+            (signal(SignalKind::terminate()), signal(SignalKind::interrupt()), signal(SignalKind::hangup()));
         let (Ok(mut term), Ok(mut int), Ok(mut hup)) = signals else {
             tracing::error!("signals cannot be watched: the process ends without a drain when it is told to");
             return;

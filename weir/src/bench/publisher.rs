@@ -51,7 +51,7 @@ pub async fn run(shared: &Arc<Shared>) -> Result<Outcome, String> {
     for _ in 0..count {
         publishers.push(match &args.api {
             Some(base) => Link::Api(Api::connect(base, &args.api_key).await?),
-            None => Link::Client(ClientLink::connect(shared).await?),
+            None => Link::Client(Box::new(ClientLink::connect(shared).await?)),
         });
     }
     let tasks = publishers.into_iter().enumerate().map(|(i, link)| publish_share(shared, link, i, count));
@@ -110,7 +110,7 @@ fn stamp(n: u64, t: u64, size: usize) -> String {
 
 enum Link {
     Api(Api),
-    Client(ClientLink),
+    Client(Box<ClientLink>),
 }
 
 impl Link {

@@ -150,7 +150,9 @@ impl fmt::Display for Report {
         for p in &self.processes {
             let cpu = p.cpu().as_secs_f64();
             let mib = |bytes: u64| bytes as f64 / 1_048_576.0;
-            let each = p.from.rss_bytes.saturating_sub(p.before.rss_bytes) as f64 / 1024.0 / self.clients.max(1) as f64;
+            let each = p.from.rss_bytes.saturating_sub(p.before.rss_bytes) as f64
+                / 1024.0
+                / self.clients.max(1) as f64;
             writeln!(
                 f,
                 "process {:<7} CPU {cpu:.2} s ({:.0} %), {:.2} µs per delivery; memory {:.1} MiB before, {:.1} connected ({each:.1} KiB per client), {:.1} at the end",
@@ -179,7 +181,13 @@ impl fmt::Display for Report {
 fn line(f: &mut fmt::Formatter<'_>, name: &str, h: &Histogram<u64>) -> fmt::Result {
     let ms = |q: f64| h.value_at_quantile(q) as f64 / 1000.0;
     let max = h.max() as f64 / 1000.0;
-    writeln!(f, "{name:<15} p50 {:.2} ms, p99 {:.2} ms, p99.9 {:.2} ms, max {max:.2} ms", ms(0.5), ms(0.99), ms(0.999))
+    writeln!(
+        f,
+        "{name:<15} p50 {:.2} ms, p99 {:.2} ms, p99.9 {:.2} ms, max {max:.2} ms",
+        ms(0.5),
+        ms(0.99),
+        ms(0.999)
+    )
 }
 
 fn causes(f: &mut fmt::Formatter<'_>, name: &str, causes: &BTreeMap<String, u64>) -> fmt::Result {

@@ -234,7 +234,10 @@ impl Course<'_> {
             let (ready, failed) = (self.shared.ready.load(Relaxed), self.shared.failed.load(Relaxed));
             self.bar.set_position((ready + failed) as u64);
             if failed == total && total > 0 {
-                return Err("no client could connect and subscribe: is the URL right, may anonymous clients in?".into());
+                return Err(
+                    "no client could connect and subscribe: is the URL right, may anonymous clients in?"
+                        .into(),
+                );
             }
             if ready + failed == total {
                 return Ok(());
