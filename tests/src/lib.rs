@@ -7,10 +7,12 @@
 
 pub mod client;
 pub mod conf;
+pub mod echo;
 pub mod http;
 pub mod net;
 pub mod ports;
 pub mod process;
+pub mod systems;
 
 use std::future::Future;
 use std::time::{Duration, Instant};
