@@ -110,22 +110,20 @@ impl Connector {
         loop {
             for _ in 0..self.targets.len() {
                 let at = self.next % self.targets.len();
-                if self.targets[at].1.allow(Instant::now()) == Verdict::Pass
-                    || self.targets[at].1.would_allow(Instant::now())
-                    || self.targets[at].1.state() == weir_core::breaker::State::HalfOpen
-                {
-                    let address = self.targets[at].0.clone();
-                    match connect(&address, shared, conf).await {
+                let (address, breaker) = &mut self.targets[at];
+                if !matches!(breaker.allow(Instant::now()), Verdict::Refuse(_)) {
+                    match connect(address, shared, conf).await {
                         Ok(proven) => {
-                            self.targets[at].1.success();
+                            breaker.success();
+                            tracing::info!(node = %shared.node, name = shared.name, address, "linked to the broker");
                             self.linked = Some(Instant::now());
                             self.last_error.clear();
                             shared.metrics.links.inc();
-                            tracing::info!(node = %shared.node, name = shared.name, address, "linked to the broker");
                             return proven;
                         }
                         Err(error) => {
-                            self.targets[at].1.failure(Instant::now());
+                            breaker.failure(Instant::now());
+                            let address = address.clone();
                             self.failed(shared, &address, &error);
                         }
                     }

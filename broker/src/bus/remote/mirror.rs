@@ -4,7 +4,7 @@
 //! quietly; those that were not yet are joined, so that their coming is announced. Members that
 //! left without the broker's acknowledgement are remembered until it has it.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use weir_wire::envelope::{Member, StreamOptions};
 use weir_wire::peer::{CHUNK_SIZE, Op, Outcome, Restore};
 
@@ -204,12 +204,6 @@ impl Mirror {
         let leaves = leaves.map(|(channel, client)| Op::Leave { channel: channel.clone(), client: client.clone() });
         leaves.chain(joins).collect()
     }
-
-    /// For an inbox that has to tell deliveries apart.
-    #[cfg(test)]
-    fn channels(&self) -> HashSet<&str> {
-        self.interest.keys().map(String::as_str).collect()
-    }
 }
 
 #[derive(Default)]
@@ -228,5 +222,92 @@ impl Chunks {
         }
         let last = self.all.len() - 1;
         &mut self.all[last]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use weir_wire::envelope::ClientInfo;
+
+    fn member(client: &str) -> Member {
+        let info = ClientInfo { client: client.into(), ..ClientInfo::default() };
+        Member { info, listed: true, announced: true }
+    }
+
+    fn join(client: &str) -> Change {
+        Change::Join(("c".into(), client.into()), member(client))
+    }
+
+    fn leave(client: &str) -> Change {
+        Change::Leave(("c".into(), client.into()))
+    }
+
+    fn interest(mirror: &Mirror) -> Vec<String> {
+        mirror.restores().into_iter().flat_map(|r| r.interest).map(|(channel, _)| channel).collect()
+    }
+
+    #[test]
+    fn interest_is_held_from_the_answer_to_the_unsubscribe() {
+        let (mut m, yes) = (Mirror::default(), Outcome::Subscribed(None));
+        let one = m.apply(Change::Subscribe("a".into(), None), 1).unwrap();
+        assert!(interest(&m).is_empty());
+        m.done(&one, 1, &yes);
+        assert_eq!(interest(&m), ["a"]);
+        let two = m.apply(Change::Subscribe("b".into(), None), 2).unwrap();
+        m.apply(Change::Unsubscribe("b".into()), 3);
+        m.done(&two, 2, &yes);
+        assert_eq!(interest(&m), ["a"], "unsubscribed before the answer came");
+        let four = m.apply(Change::Subscribe("d".into(), None), 4).unwrap();
+        assert!(matches!(m.unknown(&four, 4), Some(Op::Unsubscribe { channel }) if channel == "d"));
+        let again = m.apply(Change::Subscribe("a".into(), None), 5).unwrap();
+        assert!(m.unknown(&again, 5).is_none(), "was held before");
+        assert!(!m.apply_unlinked(Change::Subscribe("e".into(), None)));
+    }
+
+    #[test]
+    fn a_told_member_is_restored_quietly_and_others_join() {
+        let mut m = Mirror::default();
+        let told = m.apply(join("told"), 1).unwrap();
+        m.done(&told, 1, &Outcome::Done);
+        assert!(m.apply_unlinked(join("new")));
+        let restored: Vec<_> = m.restores().into_iter().flat_map(|r| r.members).collect();
+        assert_eq!(restored, [("c".to_string(), member("told"))]);
+        assert_eq!(m.untold(), [Op::Join { channel: "c".into(), member: member("new") }]);
+    }
+
+    #[test]
+    fn whoever_left_unheard_leaves_again_until_the_broker_has_it() {
+        let mut m = Mirror::default();
+        let bob = |m: &Mirror| m.untold() == [Op::Leave { channel: "c".into(), client: "bob".into() }];
+        m.apply_unlinked(leave("stranger"));
+        assert!(m.untold().is_empty());
+        let joined = m.apply(join("bob"), 1).unwrap();
+        m.done(&joined, 1, &Outcome::Done);
+        m.apply_unlinked(leave("bob"));
+        assert!(bob(&m));
+        let left = m.apply(leave("bob"), 2).unwrap();
+        m.cut(&left, 2);
+        assert!(bob(&m), "cut before the answer");
+        let left = m.apply(leave("bob"), 3).unwrap();
+        m.done(&left, 3, &Outcome::Done);
+        assert!(m.untold().is_empty());
+        // A join whose outcome is unknown must leave no ghost.
+        let unknown = m.apply(join("bob"), 4).unwrap();
+        m.cut(&unknown, 4);
+        assert!(bob(&m) && m.restores().is_empty());
+    }
+
+    #[test]
+    fn long_lists_take_several_frames() {
+        let mut m = Mirror::default();
+        for i in 0..5000 {
+            let name = format!("channel-{i:0>60}");
+            let subscribed = m.apply(Change::Subscribe(name, None), i).unwrap();
+            m.done(&subscribed, i, &Outcome::Subscribed(None));
+        }
+        let frames = m.restores();
+        assert!(frames.len() > 3 && frames.iter().map(|r| r.interest.len()).sum::<usize>() == 5000);
+        assert!(frames.iter().all(|r| weir_wire::codec::size(r).unwrap() <= CHUNK_SIZE));
     }
 }
