@@ -220,7 +220,8 @@ impl SendQueue {
 impl Queue {
     fn batch(&mut self) -> Option<Bytes> {
         let first = self.pop()?;
-        let fits = |batch: usize, next: Option<&(Bytes, Kind)>| next.is_some_and(|(f, _)| batch + f.len() <= BATCH);
+        let fits =
+            |batch: usize, next: Option<&(Bytes, Kind)>| next.is_some_and(|(f, _)| batch + f.len() <= BATCH);
         if !fits(first.len(), self.frames.front()) {
             return Some(first);
         }

@@ -153,16 +153,15 @@ async fn handshake(
         return Err(LinkError::Unexpected("a name of this length"));
     }
     let secret = engine.conf().secret.reveal();
-    let challenge =
-        Challenge { broker: engine.run_id(), nonce: rand::random(), keyed: !secret.is_empty() };
+    let challenge = Challenge { broker: engine.run_id(), nonce: rand::random(), keyed: !secret.is_empty() };
     let said = Transcript::new(&hello, &challenge)?;
     *who = Some(hello);
     write_frame(writer, &FromBroker::Challenge(challenge)).await?;
     match reader.read().await? {
         FromNode::Proof(mac) if said.verify(secret, NODE_PROOF, &mac) => Ok(said),
-        FromNode::Proof(_) => {
-            Err(LinkError::Secret("the node's secret is wrong or missing (broker.secret, node.broker_secret)"))
-        }
+        FromNode::Proof(_) => Err(LinkError::Secret(
+            "the node's secret is wrong or missing (broker.secret, node.broker_secret)",
+        )),
         // Why the node goes is in its own log; most often our secret is not its own.
         FromNode::Bye(bye) => Err(LinkError::Bye(bye)),
         _ => Err(LinkError::Unexpected("no proof")),

@@ -15,10 +15,10 @@ use weir_broker::{Broker, Bus, BusError, Event, Inbox, RemoteBus};
 use weir_conf::units::{Rate, Secret};
 use weir_conf::{broker, node};
 use weir_core::drain::Drain;
-use weir_wire::envelope::{Body, ClientInfo, HistoryQuery, Member, Publish, StreamOptions};
 use weir_wire::codec;
+use weir_wire::envelope::{Body, ClientInfo, HistoryQuery, Member, Publish, StreamOptions};
 use weir_wire::id::NodeId;
-use weir_wire::peer::{Bye, FromBroker, FromNode, Hello, Op};
+use weir_wire::peer::{Bye, FromBroker, FromNode, Hello, Op, Outcome};
 
 const STREAM: StreamOptions = StreamOptions { size: 1000, ttl_ms: 60_000, meta_ttl_ms: 60_000 };
 
@@ -106,7 +106,6 @@ impl Running {
         self.drain.begin();
         soon(self.task).await.unwrap();
     }
-
 }
 
 /// The value of a metric, 0 without one.
@@ -393,7 +392,8 @@ impl Peer {
     async fn proven(id: u64, broker: SocketAddr) -> Peer {
         let stream = TcpStream::connect(broker).await.unwrap();
         let mut peer = Peer { stream, buffer: bytes::BytesMut::new() };
-        peer.say(FromNode::Hello(Hello { node: NodeId(id), name: "peer".into(), nonce: [0; 32], inbox: 8 })).await;
+        peer.say(FromNode::Hello(Hello { node: NodeId(id), name: "peer".into(), nonce: [0; 32], inbox: 8 }))
+            .await;
         assert!(matches!(peer.hear().await, Some(FromBroker::Challenge(_))));
         peer.say(FromNode::Proof(vec![])).await;
         peer
@@ -433,24 +433,64 @@ async fn a_silent_peer_has_heartbeats_and_then_its_end() {
 }
 
 #[tokio::test]
-async fn a_newer_link_replaces_and_too_many_nodes_are_refused() {
+async fn a_newer_link_of_the_same_node_takes_over() {
     let broker = Running::any("").await;
     let mut old = Peer::proven(1, broker.addr).await;
     assert!(matches!(old.hear().await, Some(FromBroker::Welcome(_))));
-    let mut peers = vec![];
-    for id in [1, 2, 3, 4] {
-        let mut peer = Peer::proven(id, broker.addr).await;
-        // The place of the first is used again once the router has forgotten it.
-        match peer.hear().await {
-            Some(FromBroker::Welcome(_)) => peers.push(peer),
-            other => assert_eq!((id, other), (4, Some(FromBroker::Bye(Bye::Full)))),
-        }
-    }
+    let mut new = Peer::proven(1, broker.addr).await;
+    assert!(matches!(new.hear().await, Some(FromBroker::Welcome(_))));
     assert_eq!(old.hear().await, Some(FromBroker::Bye(Bye::Replaced)));
     assert_eq!(old.hear().await, None);
-    let mut fifth = Peer::proven(5, broker.addr).await;
-    if peers.len() == 4 {
-        assert_eq!(fifth.hear().await, Some(FromBroker::Bye(Bye::Full)));
+    new.say(FromNode::Restored).await;
+    assert_eq!(new.hear().await, Some(FromBroker::Resync { positions: vec![], last: true }));
+    broker.stop().await;
+}
+
+#[tokio::test]
+async fn too_many_nodes_are_refused() {
+    let broker = Running::any("").await;
+    let mut nodes = vec![];
+    for id in 1..=4 {
+        nodes.push(Node::up(id, broker.addr, "").await);
+    }
+    let fifth = Node::start(5, broker.addr, "", 10);
+    at_least(&fifth.registry, "weir_bus_link_failures_total{cause=\"max_nodes\"}", 1).await;
+    drop(nodes.pop());
+    soon(async {
+        while !fifth.bus.is_up() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await;
+    broker.stop().await;
+}
+
+#[tokio::test]
+async fn replies_far_beyond_what_may_wait_all_come() {
+    let broker = Running::any("").await;
+    let writer = Node::up(1, broker.addr, "").await;
+    let large = "x".repeat(1000 << 10);
+    for _ in 0..3 {
+        writer.publish(&large).await;
+    }
+    let mut peer = Peer::proven(2, broker.addr).await;
+    peer.say(FromNode::Restored).await;
+    // 120 MB of replies: far more than may wait.
+    let query = HistoryQuery { since: None, limit: u32::MAX, reverse: false };
+    for id in 0..40 {
+        let op = Op::History { channel: "news".into(), query, stream: STREAM };
+        peer.say(FromNode::Request { id, op }).await;
+    }
+    let mut replies = 0;
+    while replies < 40 {
+        match peer.hear().await.expect("the link ended") {
+            FromBroker::Reply { id, result: Outcome::History { history, more: false } } => {
+                assert_eq!((id, history.publications.len()), (replies, 3));
+                replies += 1;
+            }
+            FromBroker::Welcome(_) | FromBroker::Resync { .. } | FromBroker::Heartbeat => {}
+            other => panic!("{other:?}"),
+        }
     }
     broker.stop().await;
 }

@@ -126,7 +126,10 @@ impl Bus for RemoteBus {
 enum Sent {
     /// There is no link; the broker will learn of it with the next.
     Mirrored,
-    Request { id: u64, answer: oneshot::Receiver<Outcome> },
+    Request {
+        id: u64,
+        answer: oneshot::Receiver<Outcome>,
+    },
 }
 
 struct GiveUpOnDrop<'a> {

@@ -122,9 +122,10 @@ fn resync_frames(positions: Vec<(String, Option<Position>)>) -> Vec<Bytes> {
         }
     }
     let count = chunks.len();
-    let frames = chunks.into_iter().enumerate().map(|(at, positions)| {
-        codec::encode(&FromBroker::Resync { positions, last: at + 1 == count })
-    });
+    let frames = chunks
+        .into_iter()
+        .enumerate()
+        .map(|(at, positions)| codec::encode(&FromBroker::Resync { positions, last: at + 1 == count }));
     frames.filter_map(Result::ok).collect()
 }
 

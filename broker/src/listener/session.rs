@@ -46,7 +46,9 @@ pub(super) async fn run(proven: Proven, peer: SocketAddr, engine: &Arc<Engine>, 
     let end = {
         let read = serve(&mut reader, &attachment, &queue, &outlet, lease);
         let write = async {
-            timeout(lease, write_frame(&mut writer, &welcome)).await.map_err(|_| LinkError::Stuck(lease))??;
+            timeout(lease, write_frame(&mut writer, &welcome))
+                .await
+                .map_err(|_| LinkError::Stuck(lease))??;
             write_loop(&mut writer, &queue, heartbeat, lease, || outlet.look_for_room()).await
         };
         let (mut read, mut write) = (pin!(read), pin!(write));

@@ -149,7 +149,8 @@ impl Connector {
 
 async fn connect(address: &str, shared: &Shared, conf: &Node) -> Result<Proven, LinkError> {
     let stream = timeout(CONNECT_DEADLINE, TcpStream::connect(address)).await;
-    let stream = stream.map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "connecting took too long"))??;
+    let stream =
+        stream.map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "connecting took too long"))??;
     let _the_link_works_without = stream.set_nodelay(true);
     let (reader, mut writer) = stream.into_split();
     let mut reader = FrameReader::new(reader, HELLO_SIZE);

@@ -37,7 +37,8 @@ pub(super) async fn run(
         return error.into();
     }
     let (error, write) = {
-        let mut link = Link { shared, events, queue: &queue, unreported: 0, resync: Vec::new(), synced: false };
+        let mut link =
+            Link { shared, events, queue: &queue, unreported: 0, resync: Vec::new(), synced: false };
         let mut read = pin!(link.read_loop(&mut reader, lease));
         let mut write = Box::pin(write_loop(&mut writer, &queue, heartbeat, lease, || ()));
         tokio::select! {
@@ -69,7 +70,11 @@ struct Link<'a> {
 }
 
 impl Link<'_> {
-    async fn read_loop(&mut self, reader: &mut FrameReader<impl AsyncRead + Unpin>, lease: Duration) -> LinkError {
+    async fn read_loop(
+        &mut self,
+        reader: &mut FrameReader<impl AsyncRead + Unpin>,
+        lease: Duration,
+    ) -> LinkError {
         let mut heard = Instant::now();
         let mut report = Instant::now();
         loop {

@@ -40,7 +40,11 @@ impl Metrics {
         registry.register("calls", "Calls to the broker", m.calls.clone());
         registry.register("queue_refusals", "Calls refused by a full queue", m.queue_refusals.clone());
         registry.register("resyncs", "Resyncs received", m.resyncs.clone());
-        registry.register("events_dropped", "Commands and surveys dropped by a full inbox", m.events_dropped.clone());
+        registry.register(
+            "events_dropped",
+            "Commands and surveys dropped by a full inbox",
+            m.events_dropped.clone(),
+        );
         m
     }
 

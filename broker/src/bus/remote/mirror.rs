@@ -198,10 +198,11 @@ impl Mirror {
     /// What the broker has to hear after that.
     pub fn untold(&self) -> Vec<Op> {
         let joins = self.members.iter().filter(|(_, held)| held.told != Told::Yes);
-        let joins =
-            joins.map(|((channel, _), held)| Op::Join { channel: channel.clone(), member: held.member.clone() });
+        let joins = joins
+            .map(|((channel, _), held)| Op::Join { channel: channel.clone(), member: held.member.clone() });
         let leaves = self.departed.keys();
-        let leaves = leaves.map(|(channel, client)| Op::Leave { channel: channel.clone(), client: client.clone() });
+        let leaves =
+            leaves.map(|(channel, client)| Op::Leave { channel: channel.clone(), client: client.clone() });
         leaves.chain(joins).collect()
     }
 }
