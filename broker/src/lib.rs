@@ -12,9 +12,14 @@
 //! // Broker elsewhere:
 //! let (bus, inbox) = RemoteBus::start(&conf.node, node_id, "name", &mut registry, drain.clone());
 //! ```
+#![cfg_attr(test, allow(clippy::unwrap_used))]
 
 pub mod bus;
+mod channel_log;
 pub mod error;
+mod idempotency;
+mod presence;
+mod shard;
 
 use prometheus_client::registry::Registry;
 use std::net::SocketAddr;

@@ -1,0 +1,134 @@
+//! Who is where: the members of a shard's channels, each held by the node of its client. Pure: it
+//! says what is to be announced, and the shard tells whom.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use weir_wire::envelope::{ClientInfo, Member, PresenceStats};
+use weir_wire::id::NodeId;
+
+#[derive(Debug, Default)]
+pub struct Presence {
+    channels: HashMap<Arc<str>, HashMap<String, Held>>,
+    /// So that a node's end costs what it held, not what all hold.
+    by_node: HashMap<NodeId, HashSet<Arc<str>>>,
+}
+
+#[derive(Debug)]
+struct Held {
+    node: NodeId,
+    member: Member,
+}
+
+impl Presence {
+    /// Adds or replaces a member; a new one that wants it is to be announced as joined.
+    pub fn join(&mut self, node: NodeId, channel: &Arc<str>, member: Member) -> Option<ClientInfo> {
+        let members = self.channels.entry(channel.clone()).or_default();
+        let announce = member.announced.then(|| member.info.clone());
+        let old = members.insert(member.info.client.clone(), Held { node, member });
+        self.by_node.entry(node).or_default().insert(channel.clone());
+        match old {
+            Some(old) if old.member.announced => None,
+            _ => announce,
+        }
+    }
+
+    /// Removes a member that this node holds; one that was announced is to be announced as left.
+    pub fn leave(&mut self, node: NodeId, channel: &str, client: &str) -> Option<ClientInfo> {
+        let members = self.channels.get_mut(channel)?;
+        if members.get(client)?.node != node {
+            return None;
+        }
+        let held = members.remove(client)?;
+        if !members.values().any(|h| h.node == node) {
+            self.forget(node, channel);
+        }
+        if self.channels.get(channel).is_some_and(HashMap::is_empty) {
+            self.channels.remove(channel);
+        }
+        held.member.announced.then_some(held.member.info)
+    }
+
+    /// Removes all that a node held. Returns what is to be announced as left.
+    pub fn remove_node(&mut self, node: NodeId) -> Vec<(Arc<str>, ClientInfo)> {
+        let mut left = Vec::new();
+        for channel in self.by_node.remove(&node).unwrap_or_default() {
+            let Some(members) = self.channels.get_mut(&channel) else { continue };
+            for (_, held) in members.extract_if(|_, h| h.node == node) {
+                if held.member.announced {
+                    left.push((channel.clone(), held.member.info));
+                }
+            }
+            if members.is_empty() {
+                self.channels.remove(&channel);
+            }
+        }
+        left
+    }
+
+    /// The listed members of a channel.
+    pub fn members(&self, channel: &str) -> Vec<Member> {
+        self.listed(channel).cloned().collect()
+    }
+
+    pub fn stats(&self, channel: &str) -> PresenceStats {
+        let users: HashSet<&str> = self.listed(channel).map(|m| m.info.user.as_str()).collect();
+        let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+        PresenceStats { clients: count(self.listed(channel).count()), users: count(users.len()) }
+    }
+
+    pub fn has(&self, channel: &str) -> bool {
+        self.channels.contains_key(channel)
+    }
+
+    fn listed(&self, channel: &str) -> impl Iterator<Item = &Member> {
+        let members = self.channels.get(channel).into_iter().flat_map(HashMap::values);
+        members.map(|h| &h.member).filter(|m| m.listed)
+    }
+
+    fn forget(&mut self, node: NodeId, channel: &str) {
+        if let Some(channels) = self.by_node.get_mut(&node) {
+            channels.remove(channel);
+            if channels.is_empty() {
+                self.by_node.remove(&node);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const A: NodeId = NodeId(1);
+    const B: NodeId = NodeId(2);
+
+    fn member(user: &str, client: &str) -> Member {
+        let info = ClientInfo { user: user.into(), client: client.into(), ..ClientInfo::default() };
+        Member { info, listed: true, announced: true }
+    }
+
+    #[test]
+    fn coming_and_going_is_announced_once() {
+        let (mut p, ch) = (Presence::default(), Arc::<str>::from("ch"));
+        assert!(p.join(A, &ch, member("u", "c1")).is_some());
+        assert!(p.join(A, &ch, member("u", "c1")).is_none(), "replaced, not new");
+        assert!(p.join(B, &ch, member("u", "c2")).is_some());
+        assert_eq!(p.stats("ch"), PresenceStats { clients: 2, users: 1 });
+        assert!(p.leave(B, "ch", "c1").is_none(), "another node's member");
+        assert_eq!(p.leave(A, "ch", "c1").map(|i| i.client), Some("c1".into()));
+        assert!(p.leave(A, "ch", "c1").is_none());
+        assert!(p.remove_node(A).is_empty());
+        assert_eq!(p.remove_node(B).len(), 1);
+        assert!(p.channels.is_empty() && p.by_node.is_empty(), "nothing is left behind");
+    }
+
+    #[test]
+    fn quiet_members_are_not_announced_and_hidden_ones_not_listed() {
+        let (mut p, ch) = (Presence::default(), Arc::<str>::from("ch"));
+        assert!(p.join(A, &ch, Member { announced: false, ..member("u", "c1") }).is_none());
+        assert!(p.leave(A, "ch", "c1").is_none());
+        assert!(p.join(A, &ch, Member { listed: false, ..member("u", "c2") }).is_some());
+        assert_eq!((p.members("ch").len(), p.stats("ch")), (0, PresenceStats::default()));
+        assert!(p.remove_node(A).iter().all(|(c, i)| &**c == "ch" && i.client == "c2"));
+    }
+}
