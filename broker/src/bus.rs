@@ -20,6 +20,8 @@
 //! Nothing here holds a queue without a bound: the inbox holds `node.inbox_size` events; a node
 //! that falls behind further gets a `Resync` in place of what did not fit.
 
+pub mod local;
+mod outcome;
 pub mod remote;
 
 use std::future::Future;
@@ -97,6 +99,12 @@ pub struct Inbox {
 }
 
 impl Inbox {
+    /// An inbox and its sending end, for an engine outside this crate (and for tests).
+    pub fn channel(size: usize) -> (tokio::sync::mpsc::Sender<Event>, Inbox) {
+        let (sender, events) = tokio::sync::mpsc::channel(size);
+        (sender, Inbox { events })
+    }
+
     pub async fn next(&mut self) -> Option<Event> {
         self.events.recv().await
     }

@@ -8,7 +8,9 @@ pub enum BindError {
     #[error("broker.listen = \"{addr}\": {source}")]
     Listen { addr: SocketAddr, source: io::Error },
     /// A stranger could reach the bus.
-    #[error("broker.listen = \"{0}\" is not loopback: set broker.secret (and node.broker_secret on the nodes)")]
+    #[error(
+        "broker.listen = \"{0}\" is not loopback: set broker.secret (and node.broker_secret on the nodes)"
+    )]
     SecretNeeded(SocketAddr),
     #[error("broker router: {0}")]
     Router(String),

@@ -76,10 +76,6 @@ impl Presence {
         PresenceStats { clients: count(self.listed(channel).count()), users: count(users.len()) }
     }
 
-    pub fn has(&self, channel: &str) -> bool {
-        self.channels.contains_key(channel)
-    }
-
     fn listed(&self, channel: &str) -> impl Iterator<Item = &Member> {
         let members = self.channels.get(channel).into_iter().flat_map(HashMap::values);
         members.map(|h| &h.member).filter(|m| m.listed)

@@ -68,36 +68,6 @@ struct Channel {
 }
 
 impl Channel {
-    /// Into the stream, and to whoever is interested; or nothing, if it was there before.
-    fn publish(
-        &mut self,
-        now: Instant,
-        options: &StreamOptions,
-        publish: Publish,
-        deliver: Deliver<'_>,
-    ) -> Result<Published, Refusal> {
-        let Some(log) = &mut self.log else { return Err(Refusal::MaxChannels) };
-        if let Some(key) = &publish.idempotency_key
-            && let Some(first) = self.keys.as_mut().and_then(|k| k.get(now, key))
-        {
-            return Ok(first);
-        }
-        let mut published = Some(log.position());
-        if !log.is_stale(publish.version, &publish.version_epoch) {
-            let Position { epoch, offset } = log.next();
-            let publication =
-                Publication { offset, data: publish.data, info: publish.info, tags: publish.tags };
-            let publication = send(publish.channel, Some(epoch), publication, &self.nodes, deliver)?;
-            log.append(now, options, publication);
-            log.set_version(publish.version, publish.version_epoch);
-            published = Some(log.position());
-        }
-        if let Some(key) = publish.idempotency_key {
-            self.keys.get_or_insert_default().insert(now, key, published);
-        }
-        Ok(published)
-    }
-
     fn bytes(&self) -> usize {
         self.log.as_ref().map_or(0, ChannelLog::bytes) + self.keys.as_ref().map_or(0, |k| k.bytes())
     }
@@ -146,29 +116,58 @@ impl Channel {
 }
 
 impl Shard {
-    pub fn publish(&mut self, now: Now, publish: Publish, deliver: Deliver<'_>) -> Result<Published, Refusal> {
+    pub fn publish(
+        &mut self,
+        now: Now,
+        publish: Publish,
+        deliver: Deliver<'_>,
+    ) -> Result<Published, Refusal> {
         let Some(options) = publish.stream else { return self.publish_live(now, publish, deliver) };
         let key = self.stream(now, &publish.channel, &options)?;
         let (before, channel) = self.channel(&key);
-        let published = channel.publish(now.at, &options, publish, deliver);
+        let Some(log) = &mut channel.log else { return Err(Refusal::MaxChannels) };
+        if let Some(idempotency_key) = &publish.idempotency_key
+            && let Some(first) = channel.keys.as_mut().and_then(|k| k.get(now.at, idempotency_key))
+        {
+            return Ok(first);
+        }
+        let mut published = Some(log.position());
+        if !log.is_stale(publish.version, &publish.version_epoch) {
+            let next = log.next();
+            published = Some(next);
+            let publication = Publication {
+                offset: next.offset,
+                data: publish.data,
+                info: publish.info,
+                tags: publish.tags,
+            };
+            let publication = send(publish.channel, Some(next.epoch), publication, &channel.nodes, deliver)?;
+            log.append(now.at, &options, publication);
+            log.set_version(publish.version, publish.version_epoch);
+        }
+        if let Some(idempotency_key) = publish.idempotency_key {
+            channel.keys.get_or_insert_default().insert(now.at, idempotency_key, published);
+        }
         self.settle(&key, before, now.at);
-        published
+        Ok(published)
     }
 
     /// A channel without history: whoever is interested now, and no trace.
-    fn publish_live(&mut self, now: Now, publish: Publish, deliver: Deliver<'_>) -> Result<Published, Refusal> {
+    fn publish_live(
+        &mut self,
+        now: Now,
+        publish: Publish,
+        deliver: Deliver<'_>,
+    ) -> Result<Published, Refusal> {
         if let Some(idempotency_key) = publish.idempotency_key {
             let key = self.name(&publish.channel);
             let (before, channel) = self.channel(&key);
             let keys = channel.keys.get_or_insert_default();
-            let repeated = keys.get(now.at, &idempotency_key);
-            if repeated.is_none() {
-                keys.insert(now.at, idempotency_key, None);
-            }
-            self.settle(&key, before, now.at);
-            if let Some(first) = repeated {
+            if let Some(first) = keys.get(now.at, &idempotency_key) {
                 return Ok(first);
             }
+            keys.insert(now.at, idempotency_key, None);
+            self.settle(&key, before, now.at);
         }
         if let Some(channel) = self.channels.get(publish.channel.as_str()) {
             let publication =

@@ -99,7 +99,11 @@ fn the_oldest_of_all_channels_goes_first() {
     assert_eq!(shard.position("a").unwrap().offset, 2, "the place stays");
     // Dropped by size in between: the heap's entry is early, and is put right.
     for (s, text) in [(4, "x"), (5, "y")] {
-        run(&mut shard, at(s), Publish { stream: Some(StreamOptions { size: 1, ..OPTIONS }), ..publish("a", text) });
+        run(
+            &mut shard,
+            at(s),
+            Publish { stream: Some(StreamOptions { size: 1, ..OPTIONS }), ..publish("a", text) },
+        );
     }
     run(&mut shard, at(4), publish("b", "older than y"));
     assert!(shard.drop_oldest(t0));

@@ -1,5 +1,6 @@
 //! `[admin]`: the operator's listener.
 
+use crate::section::keys;
 use crate::units::Secret;
 use std::net::SocketAddr;
 
@@ -10,3 +11,5 @@ pub struct Admin {
     /// Bearer token for `/admin/v1/…`; needed for everything when `listen` is not loopback.
     pub token: Secret,
 }
+
+keys!(Admin { enabled, listen, token });

@@ -1,6 +1,7 @@
 //! `[broker]`: tier 3.
 
-use crate::units::Secret;
+use crate::section::keys;
+use crate::units::{Bytes, Secret};
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -23,3 +24,14 @@ pub struct Broker {
     /// How long answers to a survey are awaited.
     pub survey_timeout: Duration,
 }
+
+keys!(Broker {
+    listen,
+    secret,
+    max_nodes in 1..,
+    message_size as Bytes in Bytes(1024)..=Bytes(1 << 28),
+    history_memory as Bytes in Bytes(1 << 16)..,
+    max_channels in 1..,
+    node_lease in Duration::from_millis(100)..,
+    survey_timeout in Duration::from_millis(1)..,
+});

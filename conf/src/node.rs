@@ -1,6 +1,7 @@
 //! `[node]`: tier 2.
 
-use crate::units::{Cidr, Rate, Secret};
+use crate::section::keys;
+use crate::units::{Bytes, Cidr, Rate, Secret};
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -76,3 +77,42 @@ pub struct Drain {
     pub rate: Rate,
     pub timeout: Duration,
 }
+
+/// The shortest deadline that makes sense; a deadline is never off.
+const TICK: Duration = Duration::from_millis(1);
+
+keys!(Node {
+    listen,
+    name,
+    trusted,
+    allowed_origins,
+    api_key,
+    api_body_size as Bytes in Bytes(1)..=Bytes(1 << 28),
+    token,
+    anonymous,
+    uni_websocket,
+    demo_page,
+    max_connections,
+    max_connections_per_ip,
+    max_connections_per_user,
+    channels_per_client in 1..,
+    channel_name_size in 1..=65_535,
+    message_size as Bytes in Bytes(1)..=Bytes(1 << 28),
+    outbox_size as Bytes in Bytes(1024)..,
+    write_timeout in TICK..,
+    handshake_timeout in TICK..,
+    ping_interval,
+    pong_timeout in TICK..,
+    stale_timeout in TICK..,
+    expired_grace,
+    history_limit in 1..,
+    brokers,
+    broker_secret,
+    bus_timeout in TICK..,
+    inbox_size in 1..,
+    drain,
+});
+
+keys!(Token { hmac_secret, hmac_previous_secret, rsa_public_key, ecdsa_public_key, audience, issuer });
+
+keys!(Drain { rate, timeout });

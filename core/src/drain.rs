@@ -39,6 +39,10 @@ impl Drain {
         self.begin.is_cancelled()
     }
 
+    pub fn has_stopped(&self) -> bool {
+        self.stop.is_cancelled()
+    }
+
     pub async fn begun(&self) {
         self.begin.cancelled().await;
     }

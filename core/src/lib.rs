@@ -1,10 +1,13 @@
 //! Run-time parts that two or more tiers share: the breaker, backoff, drain, metrics, admin, and
 //! the seam through which the proxy hands a client to the node of the same process.
 
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
 pub mod accept;
 pub mod admin;
 pub mod backoff;
 pub mod breaker;
 pub mod drain;
 pub mod metrics;
+pub mod process;
 pub mod telemetry;

@@ -28,8 +28,15 @@ pub const HEADER: usize = 6;
 pub const MAX_FRAME: usize = 32 << 20;
 
 /// A configuration with a bound on what one sequence may reserve ahead of its elements.
-type Bounded<const RESERVE: usize> =
-    Configuration<true, RESERVE, BincodeLen, LittleEndian, VarInt, u32, { config::DESERIALIZATION_SIZE_LIMIT_DISABLED }>;
+type Bounded<const RESERVE: usize> = Configuration<
+    true,
+    RESERVE,
+    BincodeLen,
+    LittleEndian,
+    VarInt,
+    u32,
+    { config::DESERIALIZATION_SIZE_LIMIT_DISABLED },
+>;
 
 const SMALL: usize = 1 << 10;
 const MIDDLE: usize = 64 << 10;

@@ -238,7 +238,10 @@ fn control_and_surveys() {
     let twin_node = twin::NodeInfo(1, "n", "0.1", [1, 300, 70_000, 4, 5], 12.75, 1 << 33);
     same(
         &Survey {
-            answers: vec![(NodeId(1), Answer::Info(node)), (NodeId(2), Answer::Channels(vec![("c".into(), 3)]))],
+            answers: vec![
+                (NodeId(1), Answer::Info(node)),
+                (NodeId(2), Answer::Channels(vec![("c".into(), 3)])),
+            ],
             missing: vec![NodeId(3)],
         },
         twin::Survey(
@@ -251,8 +254,7 @@ fn control_and_surveys() {
 #[test]
 fn peer_frames_read_back_and_survive_corruption() {
     let publish = Op::Subscribe { channel: "c".into(), stream: None };
-    let hello =
-        peer::Hello { node: NodeId(1), name: "n".into(), nonce: [7; 32], inbox: 1 };
+    let hello = peer::Hello { node: NodeId(1), name: "n".into(), nonce: [7; 32], inbox: 1 };
     for frame in [
         FromNode::Hello(hello),
         FromNode::Proof(vec![1, 2]),
@@ -290,11 +292,9 @@ fn garbage_is_an_error_and_a_length_bomb_costs_nothing() {
     assert!(decoded < 400, "{decoded} of 40,000");
 
     // Sequences of 2^64-1, 2^32-1 and 2^20 elements, announced in a few bytes.
-    for len in [
-        &[253, 255, 255, 255, 255, 255, 255, 255, 255][..],
-        &[252, 255, 255, 255, 255],
-        &[252, 0, 0, 16, 0],
-    ] {
+    for len in
+        [&[253, 255, 255, 255, 255, 255, 255, 255, 255][..], &[252, 255, 255, 255, 255], &[252, 0, 0, 16, 0]]
+    {
         let error = decode::<Vec<(String, Option<StreamOptions>)>>(len).unwrap_err();
         assert!(matches!(error, CodecError::Malformed(_)), "{error}");
     }

@@ -173,7 +173,10 @@ pub enum Outcome {
     Published(Published),
     Subscribed(Option<Position>),
     /// With `more`, the query's answer goes on after the last publication here.
-    History { history: History, more: bool },
+    History {
+        history: History,
+        more: bool,
+    },
     Members(Vec<Member>),
     Stats(PresenceStats),
     Survey(Survey),

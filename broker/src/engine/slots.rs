@@ -1,0 +1,164 @@
+//! The places of attached nodes: `broker.max_nodes` of them, used again, so that the router's
+//! topics are a bounded set.
+
+use super::lock;
+use crate::outlet::Outlet;
+use crate::shard::Slot;
+use bytes::Bytes;
+use std::collections::{HashMap, HashSet};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::{Duration, Instant};
+use weir_wire::id::NodeId;
+use weir_wire::topic;
+
+/// An attached node.
+pub struct Held {
+    pub slot: Slot,
+    pub node: NodeId,
+    pub name: String,
+    pub topic: Bytes,
+    pub outlet: Arc<dyn Outlet>,
+    /// Something could not be delivered, and nothing is until a resync was.
+    pub lost: AtomicBool,
+    interest: Mutex<HashSet<Arc<str>>>,
+}
+
+enum Place {
+    Free,
+    Held(Arc<Held>),
+    /// Given up; something for its last holder may still be in the router.
+    Draining,
+}
+
+pub struct Slots {
+    places: RwLock<Vec<Place>>,
+    topics: Vec<Bytes>,
+    control: Bytes,
+    /// Nodes that hold members without being attached, and since when.
+    gone: Mutex<HashMap<NodeId, Instant>>,
+}
+
+impl Slots {
+    pub fn new(count: usize) -> Slots {
+        let count = count.min(usize::from(u16::MAX)) as u16;
+        Slots {
+            places: RwLock::new((0..count).map(|_| Place::Free).collect()),
+            topics: (0..count).map(|slot| topic::inbox(slot).into()).collect(),
+            control: Bytes::from_static(topic::CONTROL.as_bytes()),
+            gone: Mutex::default(),
+        }
+    }
+
+    pub fn topic(&self, slot: Slot) -> Bytes {
+        self.topics.get(usize::from(slot.0)).cloned().unwrap_or_default()
+    }
+
+    pub fn control_topic(&self) -> Bytes {
+        self.control.clone()
+    }
+
+    /// A free place for this node.
+    pub fn take(&self, node: NodeId, name: &str, outlet: Arc<dyn Outlet>) -> Option<Arc<Held>> {
+        let mut places = self.places.write().unwrap_or_else(PoisonError::into_inner);
+        let free = places.iter().position(|p| matches!(p, Place::Free))?;
+        let held = Arc::new(Held {
+            slot: Slot(free as u16),
+            node,
+            name: name.to_owned(),
+            topic: self.topics[free].clone(),
+            outlet,
+            lost: AtomicBool::new(false),
+            interest: Mutex::default(),
+        });
+        places[free] = Place::Held(held.clone());
+        lock(&self.gone).remove(&node);
+        Some(held)
+    }
+
+    /// Ends the hold of this node; from now on its lease runs.
+    pub fn release(&self, slot: Slot, node: NodeId, now: Instant) -> Option<Arc<Held>> {
+        let mut places = self.places.write().unwrap_or_else(PoisonError::into_inner);
+        let place = places.get_mut(usize::from(slot.0))?;
+        match place {
+            Place::Held(held) if held.node == node => {
+                let held = held.clone();
+                *place = Place::Draining;
+                lock(&self.gone).insert(node, now);
+                Some(held)
+            }
+            _ => None,
+        }
+    }
+
+    /// Everything for the last holder has been through the router.
+    pub fn drained(&self, slot: Slot) {
+        let mut places = self.places.write().unwrap_or_else(PoisonError::into_inner);
+        if let Some(place @ Place::Draining) = places.get_mut(usize::from(slot.0)) {
+            *place = Place::Free;
+        }
+    }
+
+    pub fn draining(&self) -> Vec<Slot> {
+        let places = self.places.read().unwrap_or_else(PoisonError::into_inner);
+        let draining = places.iter().enumerate().filter(|(_, p)| matches!(p, Place::Draining));
+        draining.map(|(at, _)| Slot(at as u16)).collect()
+    }
+
+    pub fn get(&self, slot: Slot) -> Option<Arc<Held>> {
+        let places = self.places.read().unwrap_or_else(PoisonError::into_inner);
+        match places.get(usize::from(slot.0)) {
+            Some(Place::Held(held)) => Some(held.clone()),
+            _ => None,
+        }
+    }
+
+    pub fn all(&self) -> Vec<Arc<Held>> {
+        let places = self.places.read().unwrap_or_else(PoisonError::into_inner);
+        let held = places.iter().filter_map(|p| match p {
+            Place::Held(held) => Some(held.clone()),
+            _ => None,
+        });
+        held.collect()
+    }
+
+    pub fn find(&self, node: NodeId) -> Option<Arc<Held>> {
+        self.all().into_iter().find(|h| h.node == node)
+    }
+
+    pub fn attached(&self) -> usize {
+        self.all().len()
+    }
+
+    pub fn forget(&self, node: NodeId) {
+        lock(&self.gone).remove(&node);
+    }
+
+    /// Nodes whose lease is over.
+    pub fn expired(&self, now: Instant, lease: Duration) -> Vec<NodeId> {
+        let gone = lock(&self.gone);
+        gone.iter().filter(|(_, since)| now.duration_since(**since) >= lease).map(|(node, _)| *node).collect()
+    }
+}
+
+impl Held {
+    pub fn add_interest(&self, channel: Arc<str>) {
+        lock(&self.interest).insert(channel);
+    }
+
+    pub fn remove_interest(&self, channel: &str) {
+        lock(&self.interest).remove(channel);
+    }
+
+    pub fn interest(&self) -> Vec<Arc<str>> {
+        lock(&self.interest).iter().cloned().collect()
+    }
+
+    pub fn take_interest(&self) -> HashSet<Arc<str>> {
+        std::mem::take(&mut *lock(&self.interest))
+    }
+
+    pub fn is_lost(&self) -> bool {
+        self.lost.load(Relaxed)
+    }
+}

@@ -1,0 +1,144 @@
+//! The node, its brokers and its channels.
+
+use super::Rules;
+use super::listeners::is_loopback;
+use crate::Config;
+use crate::channel::ChannelOptions;
+use crate::units::{Bytes, duration_text};
+use std::net::SocketAddr;
+
+impl Rules<'_> {
+    pub(super) fn node(&mut self) {
+        let Config { node, broker, roles, .. } = self.config;
+        if !node.ping_interval.is_zero() && node.pong_timeout >= node.ping_interval {
+            let text = format!(
+                "is not shorter than ping_interval; accepted: less than {}",
+                duration_text(node.ping_interval)
+            );
+            self.mistake(&["node.pong_timeout", "node.ping_interval"], text);
+        }
+        for (i, origin) in node.allowed_origins.iter().enumerate() {
+            if !is_origin(origin) {
+                let text = format!(
+                    "{origin:?} is not an origin; accepted: \"*\", or SCHEME://HOST with a port if it is not the usual one and without a path, such as \"https://*.example.com\""
+                );
+                self.mistake(&[&format!("node.allowed_origins[{i}]")], text);
+            }
+        }
+        let fits = [
+            (
+                "node.api_body_size",
+                node.api_body_size,
+                "node.outbox_size",
+                node.outbox_size,
+                "one publication could overflow every subscriber's outbox",
+            ),
+            (
+                "node.message_size",
+                node.message_size,
+                "node.outbox_size",
+                node.outbox_size,
+                "one publication could overflow every subscriber's outbox",
+            ),
+        ];
+        for (key, size, other, limit, why) in fits {
+            if size > limit {
+                self.warn(
+                    &[key, other],
+                    format!("{} is more than {other} {}: {why}", Bytes(size), Bytes(limit)),
+                );
+            }
+        }
+        if roles.broker && node.message_size > broker.message_size {
+            let text = format!(
+                "{} is more than broker.message_size {}: the broker would refuse what the node accepts",
+                Bytes(node.message_size),
+                Bytes(broker.message_size)
+            );
+            self.warn(&["node.message_size", "broker.message_size"], text);
+        }
+    }
+
+    pub(super) fn brokers(&mut self) {
+        let Config { node, roles, .. } = self.config;
+        if roles.broker {
+            if !node.brokers.is_empty() {
+                let text =
+                    "the broker is in this process; accepted: no brokers here, or no \"broker\" in roles";
+                self.mistake(&["node.brokers", "roles"], text);
+            }
+            return;
+        }
+        if node.brokers.is_empty() {
+            let text = "no broker in this process and none to attach to; accepted: [\"HOST:PORT\"], or \"broker\" in roles";
+            return self.mistake(&["node.brokers", "node", "roles"], text);
+        }
+        self.servers("node.brokers", &node.brokers);
+        let remote = |server: &String| server.parse().is_ok_and(|addr: SocketAddr| !is_loopback(addr));
+        if node.broker_secret.is_empty() && node.brokers.iter().any(remote) {
+            let text =
+                "brokers on other machines ask for their secret; accepted: \"file:/path\", \"env:NAME\"";
+            self.mistake(&["node.broker_secret", "node.brokers"], text);
+        }
+    }
+
+    pub(super) fn channels(&mut self) {
+        let channel = &self.config.channel;
+        self.channel("channel", &channel.without_namespace);
+        for (name, options) in &channel.namespace {
+            self.channel(&format!("channel.namespace[{name}]"), options);
+        }
+    }
+
+    fn channel(&mut self, section: &str, options: &ChannelOptions) {
+        let key = |name: &str| format!("{section}.{name}");
+        let (size, ttl) = (key("history_size"), key("history_ttl"));
+        let history = options.history_size > 0 && !options.history_ttl.is_zero();
+        if options.history_size > 0 && !history {
+            self.mistake(
+                &[&size, &ttl],
+                "history is kept only with history_ttl too; accepted: 0, or history_ttl above \"0s\"",
+            );
+        } else if !options.history_ttl.is_zero() && !history {
+            self.mistake(
+                &[&ttl, &size],
+                "history is kept only with history_size too; accepted: \"0s\", or history_size above 0",
+            );
+        }
+        let positions = [
+            ("force_positioning", options.force_positioning),
+            ("allow_positioning", options.allow_positioning),
+            ("force_recovery", options.force_recovery),
+            ("allow_recovery", options.allow_recovery),
+        ];
+        for (name, on) in positions {
+            if on && !history {
+                self.mistake(
+                    &[&key(name), &size, &ttl],
+                    "needs history; accepted: false, or history_size and history_ttl",
+                );
+            }
+        }
+        if history && options.history_meta_ttl < options.history_ttl {
+            let text = format!(
+                "is shorter than history_ttl; accepted: {} or more",
+                duration_text(options.history_ttl)
+            );
+            self.mistake(&[&key("history_meta_ttl"), &ttl], text);
+        }
+        if options.force_push_join_leave && !options.join_leave {
+            self.mistake(
+                &[&key("force_push_join_leave"), &key("join_leave")],
+                "needs join_leave; accepted: false, or join_leave = true",
+            );
+        }
+    }
+}
+
+fn is_origin(text: &str) -> bool {
+    let plain =
+        |part: &str| !part.is_empty() && part.bytes().all(|b| b.is_ascii_graphic() && !b"/?#".contains(&b));
+    text == "*"
+        || text == "null"
+        || text.split_once("://").is_some_and(|(scheme, host)| plain(scheme) && plain(host))
+}

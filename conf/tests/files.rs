@@ -1,0 +1,212 @@
+//! The shipped files: each is sound, `weir.toml` is the default and names every key, and what
+//! `weir conf` prints reads back the same.
+#![allow(clippy::unwrap_used)]
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use weir_conf::proxy::Sticky;
+use weir_conf::units::Secret;
+use weir_conf::{Config, DEMO, Loaded, REFERENCE, Sources, load};
+
+fn shipped(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(name)
+}
+
+fn sound(sources: &Sources) -> Loaded {
+    load(sources).unwrap_or_else(|errors| panic!("{errors}"))
+}
+
+fn warnings(loaded: &Loaded) -> Vec<String> {
+    loaded.warnings.iter().map(|warning| warning.to_string()).collect()
+}
+
+#[test]
+fn the_reference_is_the_default() {
+    let loaded = sound(&Sources::new().file(shipped("weir.toml")));
+    assert_eq!(loaded.config, Config::default());
+    assert_eq!(warnings(&loaded), [""; 0]);
+    // No file at all says the same.
+    assert_eq!(sound(&Sources::new()).config, Config::default());
+}
+
+#[test]
+fn the_default_lets_nobody_in() {
+    let config = Config::default();
+    assert!(!config.node.anonymous && !config.node.demo_page);
+    assert!(config.node.api_key.is_empty() && config.node.token.hmac_secret.is_empty());
+    assert!(config.proxy.listen.iter().all(|addr| addr.ip().is_loopback()));
+    assert!(config.node.listen.ip().is_loopback() && config.broker.listen.ip().is_loopback());
+    assert!(config.admin.listen.ip().is_loopback());
+    assert!(!config.proxy.route.iter().any(|route| route.path.as_deref() != Some("/connection")));
+}
+
+#[test]
+fn each_shipped_file_is_sound() {
+    let mut seen = Vec::new();
+    for entry in std::fs::read_dir(shipped(".")).unwrap() {
+        let path = entry.unwrap().path();
+        let name = path.file_name().unwrap().to_str().unwrap().to_owned();
+        if !name.ends_with(".toml") || name == "Cargo.toml" {
+            continue;
+        }
+        let loaded = sound(&Sources::new().file(&path));
+        // A node by itself cannot know who may reach the proxy before it, so it says that its secrets
+        // are the published ones. Nothing else has anything to say.
+        let keys: Vec<&str> = loaded.warnings.iter().map(|warning| warning.key.as_str()).collect();
+        let expected: &[&str] =
+            if name == "node.toml" { &["node.api_key", "node.token.hmac_secret"] } else { &[] };
+        assert_eq!(keys, expected, "{name}");
+        seen.push(name);
+    }
+    seen.sort();
+    assert_eq!(seen, ["app.toml", "broker.toml", "demo.toml", "node.toml", "proxy.toml", "weir.toml"]);
+}
+
+#[test]
+fn the_demo_is_open_on_loopback_only() {
+    let loaded = sound(&Sources::new().text("demo.toml", DEMO));
+    let config = &loaded.config;
+    assert!(config.node.anonymous && config.node.demo_page && config.proxy.handshake_rate.is_none());
+    assert!(config.channel.namespace["chat"].force_recovery);
+    // A copy that listens to others must not keep the published key.
+    let errors =
+        load(&Sources::new().text("demo.toml", DEMO).set("proxy.listen", "0.0.0.0:8000")).unwrap_err();
+    assert!(errors.to_string().contains("node.api_key: is a published example"), "{errors}");
+}
+
+#[test]
+fn the_four_files_share_a_machine() {
+    let file = |name: &str| Sources::new().file(shipped(name));
+    let second = file("node.toml").set("node.listen", "127.0.0.1:8101").set("admin.listen", "127.0.0.1:9002");
+    let [proxy, first, second, broker] =
+        [file("proxy.toml"), file("node.toml"), second, file("broker.toml")].map(|s| sound(&s).config);
+    let mut bound: Vec<_> = [&proxy, &first, &second, &broker].iter().map(|c| c.admin.listen).collect();
+    bound.extend(&proxy.proxy.listen);
+    bound.extend([first.node.listen, second.node.listen, broker.broker.listen]);
+    assert_eq!(bound.iter().collect::<BTreeSet<_>>().len(), 8, "{bound:?}");
+    // Each is told where the next one is.
+    let nodes = [first.node.listen.to_string(), second.node.listen.to_string()];
+    assert_eq!(proxy.proxy.upstream["node"].servers, nodes);
+    assert_eq!(first.node.brokers, [broker.broker.listen.to_string()]);
+    assert!(first.node.trusted.iter().any(|range| range.contains(proxy.proxy.listen[0].ip())));
+    assert_eq!(proxy.proxy.route[0].sticky, Sticky::Ip);
+}
+
+/// The reference with its examples in place of what they are examples for, split by roles: one
+/// text for proxy and node, one for the broker.
+fn with_examples(secrets: &Path) -> (String, String) {
+    // (header, lines); what comes before the first header is the root.
+    let mut sections: Vec<(String, Vec<String>)> = vec![(String::new(), Vec::new())];
+    for line in REFERENCE.lines() {
+        let example = line.strip_prefix('#').filter(|rest| !rest.is_empty() && !rest.starts_with(' '));
+        let line = example.unwrap_or(line);
+        let lines = &mut sections.last_mut().unwrap().1;
+        if line.starts_with('[') {
+            sections.push((line.to_owned(), Vec::new()));
+        } else if let Some((key, _)) = line.split_once(" = ").filter(|_| !line.starts_with('#')) {
+            lines.retain(|old| example.is_none() || !old.starts_with(&format!("{key} = ")));
+            lines.push(line.replace("/etc/weir", &secrets.display().to_string()));
+        }
+    }
+    let text = |roles: &str, wanted: &[&str]| {
+        let mut text = format!("roles = [{roles}]\n");
+        for (header, lines) in &sections {
+            let name = header.trim_matches(['[', ']']).split('.').next().unwrap();
+            if wanted.contains(&name) {
+                text.push_str(&format!("{header}\n{}\n", lines.join("\n")));
+            }
+        }
+        text
+    };
+    (
+        text("\"proxy\", \"node\"", &["telemetry", "admin", "proxy", "node", "channel"]),
+        text("\"broker\"", &["broker"]),
+    )
+}
+
+/// The keys of each section of a TOML text, comments and all.
+fn keys(text: &str) -> BTreeSet<(String, String)> {
+    let mut section = String::new();
+    let mut keys = BTreeSet::new();
+    for line in text.lines() {
+        let line = line.strip_prefix('#').unwrap_or(line);
+        if line.starts_with('[') {
+            section = line.split("  #").next().unwrap().trim_matches(['[', ']']).to_owned();
+        } else if let Some((key, _)) = line.split_once(" = ")
+            && !key.contains(' ')
+        {
+            keys.insert((section.clone(), key.to_owned()));
+        }
+    }
+    keys
+}
+
+#[test]
+fn the_reference_names_every_key_and_its_examples_are_sound() {
+    let secrets = std::env::temp_dir().join(format!("weir-conf-{}", std::process::id()));
+    std::fs::create_dir_all(&secrets).unwrap();
+    for name in ["admin-token", "api-key", "token-secret", "rsa.pub.pem"] {
+        std::fs::write(secrets.join(name), format!("{name} of thirty-two characters or more\n")).unwrap();
+    }
+    let (front, back) = with_examples(&secrets);
+    let variables = || [("BROKER_SECRET".into(), "sixteen bytes or more".into())];
+    let front = sound(&Sources::new().text("examples", front).environment(variables()));
+    let back = sound(&Sources::new().text("examples", back).environment(variables()));
+    std::fs::remove_dir_all(&secrets).unwrap();
+    assert_eq!(front.config.node.api_key.reveal(), "api-key of thirty-two characters or more");
+    assert_eq!(back.config.broker.secret.reveal(), "sixteen bytes or more");
+    let route = front.config.proxy.route.iter().find(|route| route.to == "app").unwrap();
+    assert_eq!(route.sticky, Sticky::Cookie("sid".into()));
+
+    let written = keys(REFERENCE);
+    let known: BTreeSet<_> = [front, back].iter().flat_map(|loaded| keys(&loaded.to_toml())).collect();
+    assert!(known.len() > 100, "{}", known.len());
+    for (section, key) in known {
+        // A namespace takes the options of [channel].
+        let inherited =
+            section == "channel.namespace" && written.contains(&("channel".to_owned(), key.clone()));
+        assert!(
+            inherited || written.contains(&(section.clone(), key.clone())),
+            "{section}.{key} is not in weir.toml"
+        );
+    }
+}
+
+#[test]
+fn what_is_printed_reads_back() {
+    for name in ["app.toml", "broker.toml", "demo.toml", "node.toml", "proxy.toml", "weir.toml"] {
+        let sources = Sources::new().file(shipped(name)).set("admin.token", "to be hidden");
+        let loaded = sound(&sources);
+        let mut expected = loaded.config.clone();
+        for secret in
+            [&mut expected.admin.token, &mut expected.node.api_key, &mut expected.node.token.hmac_secret]
+        {
+            if !secret.is_empty() {
+                *secret = Secret::new("(set)".into());
+            }
+        }
+        for printed in [loaded.to_toml(), loaded.config.to_toml()] {
+            assert!(!printed.contains("to be hidden") && !printed.contains("change-me"), "{printed}");
+            assert_eq!(sound(&Sources::new().text("printed", printed)).config, expected, "{name}");
+        }
+    }
+}
+
+#[test]
+fn what_is_printed_says_where_it_came_from() {
+    let text = "[node]\nname = \"a\\\"b\"\n\n[[channel.namespace]]\nname = \"chat\"\npresence = true\n";
+    let sources = Sources::new()
+        .text("my.toml", text)
+        .environment([("WEIR_NODE__DRAIN__RATE".into(), "60/min".into())])
+        .set("proxy.listen", "127.0.0.1:7000");
+    let printed = sound(&sources).to_toml();
+    let line = |start: &str| {
+        let line = printed.lines().find(|line| line.starts_with(start)).unwrap();
+        line.split_whitespace().collect::<Vec<_>>().join(" ")
+    };
+    assert_eq!(line("name = \"a"), r#"name = "a\"b" # file my.toml:2"#);
+    assert_eq!(line("rate"), r#"rate = "1/s" # environment WEIR_NODE__DRAIN__RATE"#);
+    assert_eq!(line("listen = [\"127"), r#"listen = ["127.0.0.1:7000"] # command line --set proxy.listen"#);
+    assert_eq!(line("presence = true"), "presence = true # file my.toml:6");
+    assert_eq!(line("outbox_size"), r#"outbox_size = "1MiB" # default"#);
+}

@@ -1,0 +1,68 @@
+//! One connected client as the rest of the node sees it: its outbox, its channels, its mail.
+
+use crate::hub::Channel;
+use crate::outbox::Outbox;
+use crate::protocol::Format;
+use crate::session::{Event, Ticket};
+use crate::sync::lock;
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, OnceLock};
+use weir_wire::close::Close;
+
+/// Events that may wait for one client. They come from operators and backends, not from traffic;
+/// whoever has more waiting is not being served any more.
+const MAIL_SIZE: usize = 1024;
+
+pub struct Client {
+    pub id: Arc<str>,
+    pub format: Format,
+    pub outbox: Outbox,
+    user: OnceLock<Arc<str>>,
+    mail: Mutex<VecDeque<Event>>,
+    /// What this client has in the hub, pending ones included: what a sudden end must undo.
+    pub(crate) subs: Mutex<Vec<SubRef>>,
+}
+
+pub(crate) struct SubRef {
+    pub channel: Arc<Channel>,
+    pub slot: u32,
+    pub ticket: Ticket,
+    /// A membership was asked for at the broker.
+    pub member: bool,
+}
+
+impl Client {
+    pub fn new(id: Arc<str>, format: Format, outbox_size: usize) -> Client {
+        Client {
+            id,
+            format,
+            outbox: Outbox::new(outbox_size),
+            user: OnceLock::new(),
+            mail: Mutex::default(),
+            subs: Mutex::default(),
+        }
+    }
+
+    /// Known once connected.
+    pub fn user(&self) -> Option<&Arc<str>> {
+        self.user.get()
+    }
+
+    pub(crate) fn set_user(&self, user: Arc<str>) {
+        let _ = self.user.set(user);
+    }
+
+    pub fn post(&self, event: Event) {
+        let mut mail = lock(&self.mail);
+        match mail.len() {
+            0..MAIL_SIZE => mail.push_back(event),
+            _ => *mail = VecDeque::from([Event::Disconnect(Close::SLOW)]),
+        }
+        drop(mail);
+        self.outbox.wake();
+    }
+
+    pub fn take_mail(&self) -> Option<Event> {
+        lock(&self.mail).pop_front()
+    }
+}

@@ -1,0 +1,315 @@
+//! All of a connection but its socket: the parser, the session, what waits in either direction,
+//! and the phases of its end.
+
+use super::calls::{self, Running, Started};
+use super::io::advance;
+use super::stats::{End, Stats};
+use super::{Accepted, CLOSE_WAIT, now};
+use crate::client::Client;
+use crate::frame;
+use crate::protocol::{Answer, Format, json};
+use crate::session::{Action, CallResult, Event, Kind, Now, Session, earlier};
+use crate::shared::Shared;
+use bytes::Bytes;
+use std::collections::VecDeque;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Instant;
+use tokio::time::Sleep;
+use tokio_tungstenite::tungstenite::protocol::{Role, WebSocketConfig, WebSocketContext};
+use weir_wire::close::Close;
+
+/// Of tungstenite's own input buffer: holds at most the part of a frame that is there already.
+const PARSE_BUFFER: usize = 512;
+
+/// All but the socket: so that input can be looked at where it was read.
+pub(super) struct Core {
+    pub(super) ws: WebSocketContext,
+    pub(super) session: Session,
+    pub(super) client: Arc<Client>,
+    pub(super) shared: Arc<Shared>,
+    pub(super) writing: VecDeque<Bytes>,
+    /// The first of `writing` is a frame that was begun.
+    inside_frame: bool,
+    pub(super) blocked_since: Option<Instant>,
+    /// Read, but not parsed yet: the session was busy.
+    pub(super) spill: Bytes,
+    /// The parser may hold a whole message still.
+    pub(super) unparsed: bool,
+    /// Input since the last whole message.
+    pub(super) assembling: usize,
+    pub(super) control_frames: (u32, Option<Instant>),
+    pub(super) call: Option<Running>,
+    /// The call goes on when the connection ends.
+    lasting: bool,
+    pub(super) phase: Phase,
+    pub(super) stats: Stats,
+}
+
+pub(super) enum Phase {
+    Open,
+    /// The close is said, or was heard first.
+    Closing {
+        until: Instant,
+        /// Input still makes sense.
+        parse: bool,
+        /// Only our own output is left to wait for.
+        heard: bool,
+    },
+    Done,
+}
+
+impl Core {
+    pub(super) fn new(shared: Arc<Shared>, spill: Bytes, accepted: Accepted) -> Core {
+        let limit = shared.conf.message_size;
+        let config = WebSocketConfig::default()
+            .read_buffer_size(PARSE_BUFFER)
+            .write_buffer_size(0)
+            .max_write_buffer_size(PARSE_BUFFER)
+            .max_message_size(Some(limit))
+            .max_frame_size(Some(limit));
+        let format = match accepted.kind {
+            Kind::Bidi => Format::Json,
+            Kind::Uni => Format::JsonUni,
+        };
+        let id: Arc<str> = new_client_id().into();
+        let client = Arc::new(Client::new(id.clone(), format, shared.conf.outbox_size));
+        let (now, chance) = (now(), rand::random());
+        let settings = shared.settings.clone();
+        let mut session = Session::new(settings, accepted.kind, accepted.control_pings, id, chance, now);
+        if let Some(connect) = &accepted.connect {
+            session.on_connect_request(now, json::connect_request(connect.as_bytes()));
+        }
+        Core {
+            ws: WebSocketContext::new(Role::Server, Some(config)),
+            session,
+            client,
+            stats: Stats::new(accepted, now.at, shared.metrics.clone()),
+            shared,
+            writing: VecDeque::new(),
+            inside_frame: false,
+            blocked_since: None,
+            unparsed: !spill.is_empty(),
+            spill,
+            assembling: 0,
+            control_frames: (0, None),
+            call: None,
+            lasting: false,
+            phase: Phase::Open,
+        }
+    }
+
+    /// Everything that needs no waiting: mail, overflow, actions.
+    pub(super) fn work(&mut self) {
+        if !matches!(self.phase, Phase::Open) {
+            return;
+        }
+        while let Some(event) = self.client.take_mail() {
+            self.session.on_event(event);
+        }
+        if self.client.outbox.overflown() {
+            self.session.on_event(Event::Disconnect(Close::SLOW));
+        }
+        if self.session.has_work() {
+            let now = now();
+            while let Some(action) = self.session.poll_action(now) {
+                self.act(action, now);
+            }
+        }
+    }
+
+    fn act(&mut self, action: Action, now: Now) {
+        let hub = &self.shared.hub;
+        match action {
+            Action::Reply(reply) => {
+                if let Answer::Error(error) = reply.answer {
+                    self.shared.metrics.error(error.code);
+                }
+                self.client.outbox.add(frame::text(&json::reply(&reply)));
+            }
+            Action::Push(push) => {
+                self.client.outbox.add(frame::text(&json::push(&push, self.client.format)));
+            }
+            Action::Ping => {
+                let by_frame = self.session.pings_by_control_frame();
+                self.client.outbox.add(if by_frame { frame::WS_PING } else { frame::JSON_PING });
+            }
+            Action::Call(call) => match calls::start(hub, &self.client, call) {
+                Started::Done(result) => self.session.on_call_done(now, result),
+                Started::Running(call) => (self.call, self.lasting) = (Some(call), false),
+                Started::Lasting(call) => (self.call, self.lasting) = (Some(call), true),
+            },
+            Action::GoLive { channel, ticket } => hub.go_live(&self.client, &channel, ticket),
+            Action::Drop { channel } => {
+                hub.drop_sub(&self.client, &channel);
+            }
+            Action::DropAll => {
+                let memberships = hub.drop_all(&self.client);
+                self.end_memberships(memberships);
+            }
+            Action::Connected => self.stats.connected(&self.session),
+            Action::TokenRefused(reason) => self.stats.token_refused(&reason),
+            Action::Close(close) => self.start_closing(close, true),
+        }
+    }
+
+    pub(super) fn poll_call(&mut self, cx: &mut Context<'_>) -> bool {
+        let Some(call) = &mut self.call else { return false };
+        let Poll::Ready(result) = call.as_mut().poll(cx) else { return false };
+        self.call = None;
+        if matches!(self.phase, Phase::Open) {
+            self.session.on_call_done(now(), result);
+        }
+        true
+    }
+
+    pub(super) fn has_output(&mut self) -> bool {
+        if self.writing.is_empty() {
+            self.client.outbox.take(&mut self.writing);
+        }
+        !self.writing.is_empty()
+    }
+
+    pub(super) fn wrote(&mut self, written: usize) {
+        self.blocked_since = None;
+        self.client.outbox.wrote(written);
+        let (frames, begun) = advance(&mut self.writing, written);
+        self.inside_frame = begun;
+        self.stats.wrote(frames, written);
+    }
+
+    pub(super) fn is_done(&mut self) -> bool {
+        match self.phase {
+            Phase::Open => false,
+            Phase::Closing { heard, .. } => heard && !self.has_output(),
+            Phase::Done => true,
+        }
+    }
+
+    pub(super) fn poll_timers(&mut self, cx: &mut Context<'_>, mut sleep: Pin<&mut Sleep>) -> Poll<()> {
+        let next = match self.phase {
+            Phase::Open => {
+                let blocked = self.blocked_since.map(|since| since + self.shared.conf.write_timeout);
+                earlier(self.session.next_timeout(), blocked)
+            }
+            Phase::Closing { until, .. } => Some(until),
+            Phase::Done => return Poll::Ready(()),
+        };
+        let Some(next) = next else { return Poll::Pending };
+        // A deadline that moved away costs one early wake, instead of a timer for each message.
+        if sleep.deadline().into_std() > next || sleep.is_elapsed() {
+            sleep.as_mut().reset(next.into());
+        }
+        if sleep.poll(cx).is_pending() {
+            return Poll::Pending;
+        }
+        self.on_timer();
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+
+    fn on_timer(&mut self) {
+        let now = now();
+        match self.phase {
+            Phase::Open => {
+                let timeout = self.shared.conf.write_timeout;
+                if self.blocked_since.is_some_and(|since| since + timeout <= now.at) {
+                    self.session.close(Close::SLOW);
+                }
+                self.session.on_timeout(now);
+            }
+            Phase::Closing { until, .. } if until <= now.at => self.phase = Phase::Done,
+            Phase::Closing { .. } | Phase::Done => {}
+        }
+    }
+
+    /// Says the close, and takes nothing more for this client.
+    pub(super) fn start_closing(&mut self, close: Close, parse: bool) {
+        if !matches!(self.phase, Phase::Open) {
+            return;
+        }
+        if close == Close::SLOW {
+            self.forget_output();
+        }
+        self.client.outbox.shut(Some(frame::close(&close)));
+        self.stats.end(End::Closed(close));
+        self.phase = Phase::Closing { until: now().at + CLOSE_WAIT, parse, heard: false };
+        self.leave_hub();
+    }
+
+    /// Who does not read does not get what waits, except the end of a frame that was begun: the
+    /// close frame is to be seen as one.
+    fn forget_output(&mut self) {
+        self.client.outbox.clear();
+        let keep = usize::from(self.inside_frame);
+        let dropped = self.writing.iter().skip(keep).map(Bytes::len).sum();
+        self.writing.truncate(keep);
+        self.client.outbox.wrote(dropped);
+    }
+
+    /// The client said close first; its answer stands in the outbox.
+    pub(super) fn closed_by_peer(&mut self, code: Option<u16>) {
+        if matches!(self.phase, Phase::Open) {
+            self.stats.end(End::ByPeer(code));
+            self.client.outbox.shut(None);
+            self.phase = Phase::Closing { until: now().at + CLOSE_WAIT, parse: false, heard: true };
+            self.leave_hub();
+        }
+    }
+
+    /// The socket is gone.
+    pub(super) fn lost(&mut self, error: &std::io::Error) {
+        self.stats.end(End::Lost(error.to_string()));
+        self.client.outbox.clear();
+        self.writing.clear();
+        self.phase = Phase::Done;
+    }
+
+    pub(super) fn leave_hub(&mut self) {
+        if !self.lasting {
+            self.call = None;
+        }
+        let memberships = self.shared.hub.disconnect(&self.client);
+        self.end_memberships(memberships);
+    }
+
+    /// Behind whatever call is under way.
+    fn end_memberships(&mut self, channels: Vec<Arc<str>>) {
+        let Some(janitor) = self.shared.hub.janitor().cloned().filter(|_| !channels.is_empty()) else {
+            return;
+        };
+        let (client, before) = (self.client.id.clone(), self.call.take());
+        self.lasting = true;
+        self.call = Some(Box::pin(async move {
+            if let Some(before) = before {
+                before.await;
+            }
+            for channel in channels {
+                janitor.leave(channel, client.clone()).await;
+            }
+            CallResult::Left
+        }));
+    }
+}
+
+/// A random UUID (RFC 9562, version 4).
+fn new_client_id() -> String {
+    let random: u128 = rand::random();
+    let hex = format!("{:032x}", random & !(0xf << 76) & !(0b11 << 62) | (4 << 76) | (0b10 << 62));
+    format!("{}-{}-{}-{}-{}", &hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn client_ids_are_uuids() {
+        let id = new_client_id();
+        assert_eq!(id.len(), 36);
+        assert_eq!(&id[14..15], "4");
+        assert!("89ab".contains(&id[19..20]), "{id}");
+        assert_ne!(id, new_client_id());
+    }
+}

@@ -1,0 +1,119 @@
+//! A connection's figures and its lines in the log.
+
+use super::{Accepted, now};
+use crate::metrics::Metrics;
+use crate::session::Session;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Instant;
+use weir_core::accept::Permit;
+use weir_wire::close::Close;
+use weir_wire::id::ConnId;
+
+/// How a connection ended.
+#[derive(Clone, Debug, PartialEq)]
+pub enum End {
+    Closed(Close),
+    /// The client closed, with this code if any.
+    ByPeer(Option<u16>),
+    /// Without a close: reset, network, process gone.
+    Lost(String),
+}
+
+pub struct Stats {
+    conn: ConnId,
+    address: IpAddr,
+    since: Instant,
+    messages_in: u64,
+    messages_out: u64,
+    bytes_in: u64,
+    bytes_out: u64,
+    end: Option<End>,
+    metrics: Arc<Metrics>,
+    /// Held as long as the connection lives.
+    _permits: Vec<Permit>,
+}
+
+impl Stats {
+    pub fn new(accepted: Accepted, since: Instant, metrics: Arc<Metrics>) -> Stats {
+        Stats {
+            conn: accepted.conn,
+            address: accepted.address,
+            since,
+            messages_in: 0,
+            messages_out: 0,
+            bytes_in: 0,
+            bytes_out: 0,
+            end: None,
+            metrics,
+            _permits: accepted.permits,
+        }
+    }
+
+    pub fn read(&mut self, bytes: usize) {
+        self.bytes_in += bytes as u64;
+        self.metrics.bytes_in.inc_by(bytes as u64);
+    }
+
+    pub fn message(&mut self) {
+        self.messages_in += 1;
+        self.metrics.messages_in.inc();
+    }
+
+    pub fn wrote(&mut self, frames: u64, bytes: usize) {
+        self.messages_out += frames;
+        self.bytes_out += bytes as u64;
+        self.metrics.messages_out.inc_by(frames);
+        self.metrics.bytes_out.inc_by(bytes as u64);
+    }
+
+    pub fn connected(&self, session: &Session) {
+        let who = session.who();
+        tracing::debug!(conn = %self.conn, client = &*who.client, user = &*who.user, "connected");
+    }
+
+    pub fn token_refused(&self, reason: &str) {
+        tracing::info!(conn = %self.conn, address = %self.address, reason, "token refused");
+    }
+
+    /// The first cause counts.
+    pub fn end(&mut self, end: End) {
+        self.end.get_or_insert(end);
+    }
+
+    /// Dropped connections at info, with cause and age; those that ended as they should at debug.
+    pub fn log(&self, user: Option<&str>) {
+        let (code, reason, dropped) = match &self.end {
+            Some(End::Closed(close)) => (close.code, &*close.reason, is_drop(close)),
+            Some(End::ByPeer(code)) => (code.unwrap_or(1005), "closed by the client", false),
+            Some(End::Lost(error)) => (1006, error.as_str(), true),
+            None => (1006, "stopped", true),
+        };
+        // What clients choose does not become labels.
+        self.metrics.disconnect(if matches!(self.end, Some(End::ByPeer(_))) { 1000 } else { code });
+        let age_ms = now().at.saturating_duration_since(self.since).as_millis() as u64;
+        macro_rules! line {
+            ($level:ident, $text:literal) => {
+                tracing::$level!(
+                    conn = %self.conn,
+                    address = %self.address,
+                    user,
+                    code,
+                    reason,
+                    age_ms,
+                    messages_in = self.messages_in,
+                    messages_out = self.messages_out,
+                    bytes_in = self.bytes_in,
+                    bytes_out = self.bytes_out,
+                    $text
+                )
+            };
+        }
+        if dropped { line!(info, "connection dropped") } else { line!(debug, "connection closed") }
+    }
+}
+
+/// Closes of ours that nobody asked for.
+fn is_drop(close: &Close) -> bool {
+    *close != Close::NORMAL && *close != Close::SHUTDOWN && close.code < 4000
+}

@@ -1,0 +1,253 @@
+//! One channel on this node: its subscribers, and what is put into their outboxes.
+//!
+//! How far the stream has been delivered, and what happens in a hole, is in [`super::flow`].
+//! Everything in both is pure and under the channel's own lock.
+
+use super::fanout::Frames;
+use super::flow::Flow;
+use crate::client::Client;
+use crate::session::{Event, Ticket};
+use crate::sync::lock;
+use bytes::Bytes;
+use std::sync::{Arc, Mutex};
+use weir_wire::envelope::{Position, StreamOptions};
+
+/// Pushes that may be held back for a subscriber whose reply is not written yet.
+const HELD: usize = 512;
+const HELD_BYTES: usize = 1 << 20;
+
+pub struct Channel {
+    pub name: Arc<str>,
+    /// How its stream is kept; `None`: it keeps none.
+    pub(super) stream: Option<StreamOptions>,
+    /// Serialises what is said to the bus about this channel.
+    pub(super) interest: tokio::sync::Mutex<Interest>,
+    pub(super) inner: Mutex<Inner>,
+}
+
+#[derive(Default)]
+pub(super) struct Interest {
+    /// The bus was told, or may have been.
+    pub asked: bool,
+    /// The bus agreed.
+    pub held: bool,
+    /// No longer in the hub's map: look again there.
+    pub removed: bool,
+}
+
+pub(super) struct Inner {
+    pub(super) name: Arc<str>,
+    slots: Vec<Option<Subscriber>>,
+    free: Vec<u32>,
+    pub(super) flow: Flow,
+    /// Stands in the queue of those without subscribers.
+    pub lingering: bool,
+}
+
+struct Subscriber {
+    client: Arc<Client>,
+    ticket: Ticket,
+    positioned: bool,
+    join_leave: bool,
+    /// Up to here the client knows the stream already.
+    from: u64,
+    /// `Some`: the reply is not written yet, so nothing may be pushed.
+    held: Option<Box<Held>>,
+}
+
+/// What waits for a subscriber's reply to be written.
+#[derive(Default)]
+struct Held {
+    frames: Vec<(u64, Bytes)>,
+    bytes: usize,
+    /// Something is missing in it: the subscription begins with its end.
+    lost: bool,
+}
+
+/// What the caller has to do after the lock is released.
+#[derive(Debug, Default, PartialEq)]
+pub(super) struct Outcome {
+    pub delivered: u64,
+    /// Fetch history since this mark, and bring it to [`Inner::filled`].
+    pub fill: Option<Fill>,
+    /// Positioned subscriptions that were ended.
+    pub insufficient: u64,
+    /// A hole was given up.
+    pub gave_up: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Fill {
+    pub since: Position,
+    pub round: u64,
+}
+
+pub(super) struct NewSubscriber {
+    pub client: Arc<Client>,
+    pub ticket: Ticket,
+    pub positioned: bool,
+    pub join_leave: bool,
+}
+
+impl Channel {
+    pub fn new(name: Arc<str>, stream: Option<StreamOptions>) -> Channel {
+        let flow = Flow::Opening { waiting: Default::default() };
+        let inner = Inner { name: name.clone(), slots: Vec::new(), free: Vec::new(), flow, lingering: false };
+        Channel { name, stream, interest: Default::default(), inner: Mutex::new(inner) }
+    }
+
+    /// True: it was not lingering before, and is now.
+    pub fn linger(&self) -> bool {
+        !std::mem::replace(&mut lock(&self.inner).lingering, true)
+    }
+
+    pub fn end_linger(&self) {
+        lock(&self.inner).lingering = false;
+    }
+
+    pub fn is_empty(&self) -> bool {
+        lock(&self.inner).subscribers() == 0
+    }
+}
+
+impl Inner {
+    pub fn subscribers(&self) -> usize {
+        self.slots.len() - self.free.len()
+    }
+
+    pub fn mark(&self) -> Option<Position> {
+        match &self.flow {
+            Flow::Opening { .. } | Flow::Plain => None,
+            Flow::Flowing { mark } => Some(*mark),
+            Flow::Filling(filling) => Some(filling.mark),
+        }
+    }
+
+    /// Adds a subscriber that gets nothing before [`Inner::go_live`].
+    pub fn add(&mut self, new: NewSubscriber) -> (u32, Option<Position>) {
+        let mark = self.mark();
+        let subscriber = Subscriber {
+            client: new.client,
+            ticket: new.ticket,
+            positioned: new.positioned,
+            join_leave: new.join_leave,
+            from: mark.map_or(0, |m| m.offset),
+            held: Some(Box::default()),
+        };
+        let slot = match self.free.pop() {
+            Some(slot) => {
+                self.slots[slot as usize] = Some(subscriber);
+                slot
+            }
+            None => {
+                self.slots.push(Some(subscriber));
+                (self.slots.len() - 1) as u32
+            }
+        };
+        (slot, mark)
+    }
+
+    /// The subscriber knows the stream up to `from`: it was sent that as history.
+    pub fn set_from(&mut self, slot: u32, ticket: Ticket, from: Position) {
+        let epoch = self.mark().map(|m| m.epoch);
+        if let Some(subscriber) = self.get(slot, ticket) {
+            subscriber.from = from.offset;
+            if epoch != Some(from.epoch)
+                && let Some(held) = &mut subscriber.held
+            {
+                held.lost = true;
+            }
+        }
+    }
+
+    /// The reply is written: what was held back follows it, and then everything as it comes.
+    /// False: something is missing; the subscriber is removed and must be told.
+    pub fn go_live(&mut self, slot: u32, ticket: Ticket) -> bool {
+        let Some(subscriber) = self.get(slot, ticket) else { return true };
+        let Some(held) = subscriber.held.take() else { return true };
+        if held.lost {
+            self.remove(slot, ticket);
+            return false;
+        }
+        for (offset, frame) in held.frames {
+            if offset == 0 || offset > subscriber.from {
+                subscriber.client.outbox.add(frame);
+            }
+        }
+        true
+    }
+
+    pub fn remove(&mut self, slot: u32, ticket: Ticket) -> bool {
+        if self.get(slot, ticket).is_none() {
+            return false;
+        }
+        self.slots[slot as usize] = None;
+        self.free.push(slot);
+        if self.free.len() == self.slots.len() {
+            // Empty: give back what a crowd had made it grow to.
+            self.slots = Vec::new();
+            self.free = Vec::new();
+        }
+        true
+    }
+
+    fn get(&mut self, slot: u32, ticket: Ticket) -> Option<&mut Subscriber> {
+        self.slots.get_mut(slot as usize)?.as_mut().filter(|s| s.ticket == ticket)
+    }
+
+    pub(super) fn new_epoch(&mut self, outcome: &mut Outcome) {
+        outcome.gave_up = true;
+        self.insufficient(outcome);
+        for subscriber in self.slots.iter_mut().flatten() {
+            subscriber.from = 0;
+        }
+    }
+
+    /// Ends every positioned subscription: its client is told and gets nothing more.
+    pub(super) fn insufficient(&mut self, outcome: &mut Outcome) {
+        for slot in 0..self.slots.len() {
+            let Some(subscriber) = self.slots.get_mut(slot).and_then(Option::as_mut) else { continue };
+            if !subscriber.positioned {
+                continue;
+            }
+            outcome.insufficient += 1;
+            if let Some(held) = &mut subscriber.held {
+                held.lost = true;
+                continue;
+            }
+            let (client, ticket) = (subscriber.client.clone(), subscriber.ticket);
+            self.remove(slot as u32, ticket);
+            client.post(Event::Insufficient { channel: self.name.clone(), ticket });
+        }
+    }
+
+    /// Puts a push into the outboxes of all whom it concerns.
+    pub(super) fn push(&mut self, frames: &Frames) -> u64 {
+        let (offset, only_join_leave) = (frames.offset(), frames.is_join_leave());
+        let mut delivered = 0;
+        for subscriber in self.slots.iter_mut().flatten() {
+            if only_join_leave && !subscriber.join_leave || offset != 0 && offset <= subscriber.from {
+                continue;
+            }
+            let frame = frames.get(subscriber.client.format);
+            match &mut subscriber.held {
+                None => delivered += u64::from(subscriber.client.outbox.push(frame)),
+                Some(held) => held.push(offset, frame),
+            }
+        }
+        delivered
+    }
+}
+
+impl Held {
+    pub(super) fn push(&mut self, offset: u64, frame: Bytes) {
+        self.bytes += frame.len();
+        if self.frames.len() == HELD || self.bytes > HELD_BYTES {
+            self.lost = true;
+            self.frames = Vec::new();
+        }
+        if !self.lost {
+            self.frames.push((offset, frame));
+        }
+    }
+}

@@ -1,0 +1,162 @@
+//! The node's own listener: HTTP/1.1, a handful of paths, and the handshake to a WebSocket.
+//!
+//! | path | answer |
+//! |---|---|
+//! | `/connection/websocket`, `/connection/uni_websocket` | a WebSocket |
+//! | `/connection/init` | `{}`: can you reach me? |
+//! | `/api`, `/api/<method>` | the server HTTP API, with a key |
+//! | `/`, `/demo/…` | the demo page, where it is switched on |
+//!
+//! hyper reads the head (bounded in size, against a deadline); after the upgrade its state goes,
+//! and a task of the connection's own takes the bare socket.
+
+pub mod handshake;
+mod origin;
+
+use crate::conn::{Conn, Socket};
+use crate::shared::Shared;
+use crate::{api, demo};
+use bytes::Bytes;
+use handshake::{UNI_WEBSOCKET, Visitor, WEBSOCKET, text};
+use http::header::{self, HeaderValue};
+use http::{HeaderMap, Method, Request, Response, StatusCode};
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use std::convert::Infallible;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::{TcpListener, TcpStream};
+use weir_core::drain::Drain;
+
+/// Of a request head; over it 431.
+const HEAD_SIZE: usize = 16 << 10;
+/// Sockets that are being read as HTTP, at once: what floods the port
+/// without ever becoming a WebSocket waits in the kernel.
+const HTTP_AT_ONCE: usize = 4096;
+/// After a failed accept (too many open files): no busy loop.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Accepts until the drain begins.
+pub async fn run(listener: TcpListener, shared: Arc<Shared>, drain: Drain) {
+    let places = Arc::new(tokio::sync::Semaphore::new(HTTP_AT_ONCE));
+    loop {
+        let accepted = tokio::select! {
+            biased;
+            () = drain.begun() => return,
+            accepted = accept(&listener, &places) => accepted,
+        };
+        match accepted {
+            Ok((tcp, peer, place)) => {
+                let (shared, drain) = (shared.clone(), drain.clone());
+                tokio::spawn(async move {
+                    serve(tcp, peer, shared, drain).await;
+                    drop(place);
+                });
+            }
+            Err(error) => {
+                shared.metrics.accept_errors.inc();
+                tracing::warn!(%error, "cannot accept a connection");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
+
+type Place = tokio::sync::OwnedSemaphorePermit;
+
+async fn accept(
+    listener: &TcpListener,
+    places: &Arc<tokio::sync::Semaphore>,
+) -> std::io::Result<(TcpStream, SocketAddr, Place)> {
+    let place = places.clone().acquire_owned().await.map_err(std::io::Error::other)?;
+    let (tcp, peer) = listener.accept().await?;
+    Ok((tcp, peer, place))
+}
+
+async fn serve(tcp: TcpStream, peer: SocketAddr, shared: Arc<Shared>, drain: Drain) {
+    let _ = tcp.set_nodelay(true);
+    let deadline = shared.conf.handshake_timeout;
+    let service = service_fn(move |request| {
+        let shared = shared.clone();
+        async move { Ok::<_, Infallible>(route(request, peer.ip(), shared).await.map(Full::new)) }
+    });
+    let mut http = http1::Builder::new();
+    http.timer(TokioTimer::new()).header_read_timeout(deadline).max_buf_size(HEAD_SIZE).max_headers(100);
+    let connection = http.serve_connection(TokioIo::new(tcp), service).with_upgrades();
+    let mut connection = std::pin::pin!(connection);
+    // An error is the client's: it sent no HTTP, or left. Nothing of it is worth a log line.
+    tokio::select! {
+        _ = connection.as_mut() => return,
+        () = drain.begun() => connection.as_mut().graceful_shutdown(),
+    }
+    tokio::select! {
+        _ = connection => {}
+        () = drain.stopped() => {}
+    }
+}
+
+async fn route(request: Request<Incoming>, peer: IpAddr, shared: Arc<Shared>) -> Response<Bytes> {
+    let path = request.uri().path();
+    let get = matches!(*request.method(), Method::GET | Method::HEAD);
+    match path {
+        WEBSOCKET | UNI_WEBSOCKET => websocket(request, peer, shared),
+        "/connection/init" if get => json(StatusCode::OK, "{}".into()),
+        _ if (path == "/api" || path.starts_with("/api/")) && !shared.conf.api_key.is_empty() => {
+            api::serve(request, shared).await
+        }
+        _ if get && shared.conf.demo_page => match demo::serve(path, &shared) {
+            Some(response) => response,
+            None => text(StatusCode::NOT_FOUND, "not found"),
+        },
+        _ => text(StatusCode::NOT_FOUND, "not found"),
+    }
+}
+
+fn websocket(request: Request<Incoming>, peer: IpAddr, shared: Arc<Shared>) -> Response<Bytes> {
+    let (head, body) = request.into_parts();
+    let address = origin::client_address(&head, peer, &shared.conf.trusted);
+    let conn = origin::conn_id(&head, peer, &shared.conf.trusted);
+    let visitor = Visitor { conn, address, permit: None };
+    let (headers, accepted) = match handshake::check(&shared, &head, visitor) {
+        Ok(good) => good,
+        Err(refusal) => return closing(refusal),
+    };
+    let upgrade = hyper::upgrade::on(Request::from_parts(head, body));
+    let deadline = shared.conf.handshake_timeout;
+    tokio::spawn(async move {
+        // An error: the client left before our answer was out.
+        let Ok(Ok(upgraded)) = tokio::time::timeout(deadline, upgrade).await else { return };
+        let Ok(parts) = upgraded.downcast::<TokioIo<TcpStream>>() else { return };
+        let socket = Socket::Tcp(parts.io.into_inner(), parts.read_buf);
+        // A task of its own: this one's room was that of a handshake.
+        tokio::spawn(Conn::new(shared, socket, accepted).run());
+    });
+    switching(headers)
+}
+
+fn switching(headers: HeaderMap) -> Response<Bytes> {
+    let mut response = Response::new(Bytes::new());
+    *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+    *response.headers_mut() = headers;
+    let headers = response.headers_mut();
+    headers.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
+    headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
+    response
+}
+
+/// After a refused handshake the connection ends: what follows it was meant for a WebSocket.
+fn closing(mut response: Response<Bytes>) -> Response<Bytes> {
+    response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+    response
+}
+
+pub fn json(status: StatusCode, body: Bytes) -> Response<Bytes> {
+    let mut response = Response::new(body);
+    *response.status_mut() = status;
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response
+}

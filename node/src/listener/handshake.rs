@@ -1,0 +1,204 @@
+//! May this request become a WebSocket? RFC 6455, section 4.2, and RFC 8441 where the front spoke
+//! HTTP/2 or /3 with the client; then origin and limits. The same for the node's own listener and
+//! for a proxy of the same process.
+#![expect(clippy::result_large_err, reason = "a refusal is the response itself, once per connection")]
+
+use super::origin;
+use crate::conn::Accepted;
+use crate::limits::Full;
+use crate::session::Kind;
+use crate::shared::Shared;
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use bytes::Bytes;
+use http::header::{self, HeaderName, HeaderValue};
+use http::request::Parts;
+use http::{HeaderMap, Method, Response, StatusCode, Version};
+use std::net::IpAddr;
+use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
+use weir_core::accept::Permit;
+use weir_wire::id::ConnId;
+
+pub const WEBSOCKET: &str = "/connection/websocket";
+pub const UNI_WEBSOCKET: &str = "/connection/uni_websocket";
+
+const PROTOCOL: &str = "centrifuge-json";
+
+/// Who knocks.
+pub struct Visitor {
+    pub conn: ConnId,
+    pub address: IpAddr,
+    /// What a front counts it by.
+    pub permit: Option<Permit>,
+}
+
+/// The headers of the answer (for HTTP/1.1 with `Sec-WebSocket-Accept`), or the refusal.
+pub fn check(
+    shared: &Shared,
+    head: &Parts,
+    visitor: Visitor,
+) -> Result<(HeaderMap, Accepted), Response<Bytes>> {
+    match examine(shared, head, visitor) {
+        Ok(good) => {
+            shared.metrics.handshake("accepted");
+            Ok(good)
+        }
+        Err((outcome, response)) => {
+            shared.metrics.handshake(outcome);
+            Err(response)
+        }
+    }
+}
+
+type Refused = (&'static str, Response<Bytes>);
+
+fn examine(shared: &Shared, head: &Parts, visitor: Visitor) -> Result<(HeaderMap, Accepted), Refused> {
+    let kind = match head.uri.path() {
+        WEBSOCKET => Kind::Bidi,
+        UNI_WEBSOCKET if shared.conf.uni_websocket => Kind::Uni,
+        _ => return Err(("not_found", text(StatusCode::NOT_FOUND, "not found"))),
+    };
+    let mut headers = upgrade(head)?;
+    if let Some(protocol) = subprotocol(&head.headers)? {
+        headers.insert(header::SEC_WEBSOCKET_PROTOCOL, protocol);
+    }
+    if !origin::allowed(head, &shared.conf.allowed_origins) {
+        return Err(("origin", text(StatusCode::FORBIDDEN, "origin not allowed")));
+    }
+    if shared.is_draining() {
+        return Err(("draining", busy(StatusCode::SERVICE_UNAVAILABLE, "shutting down")));
+    }
+    let place = shared.limits.enter(visitor.address).map_err(|full| match full {
+        Full::Node => ("full", busy(StatusCode::SERVICE_UNAVAILABLE, "too many connections")),
+        Full::Address => {
+            ("address_full", busy(StatusCode::TOO_MANY_REQUESTS, "too many connections of yours"))
+        }
+    })?;
+    let query = head.uri.query().unwrap_or_default();
+    let accepted = Accepted {
+        conn: visitor.conn,
+        address: visitor.address,
+        kind,
+        control_pings: parameter(query, "cf_ws_frame_ping_pong").as_deref() == Some("true"),
+        connect: parameter(query, "cf_connect").filter(|_| kind == Kind::Uni),
+        permits: visitor.permit.into_iter().chain([place]).collect(),
+    };
+    Ok((headers, accepted))
+}
+
+fn upgrade(head: &Parts) -> Result<HeaderMap, Refused> {
+    let bad = |why| Err(("bad_request", text(StatusCode::BAD_REQUEST, why)));
+    let mut answer = HeaderMap::new();
+    if head.version >= Version::HTTP_2 {
+        if head.method != Method::CONNECT {
+            return bad("a WebSocket over HTTP/2 or HTTP/3 begins with an extended CONNECT");
+        }
+    } else {
+        if head.method != Method::GET {
+            return bad("a WebSocket begins with GET");
+        }
+        if head.version != Version::HTTP_11 {
+            return bad("a WebSocket needs HTTP/1.1");
+        }
+        let one = |name: HeaderName, what: &str| {
+            let mut values = head.headers.get_all(name).iter();
+            let value = values.next().and_then(|v| v.to_str().ok());
+            value.is_some_and(|v| v.eq_ignore_ascii_case(what)) && values.next().is_none()
+        };
+        if !one(header::UPGRADE, "websocket") {
+            return bad("no `Upgrade: websocket`");
+        }
+        if !has_token(&head.headers, &header::CONNECTION, "upgrade") {
+            return bad("no `Connection: Upgrade`");
+        }
+    }
+    let version = head.headers.get(header::SEC_WEBSOCKET_VERSION);
+    if version.is_none_or(|v| v != "13") {
+        let mut response = text(StatusCode::UPGRADE_REQUIRED, "only WebSocket version 13 is spoken here");
+        response.headers_mut().insert(header::SEC_WEBSOCKET_VERSION, HeaderValue::from_static("13"));
+        return Err(("version", response));
+    }
+    if head.version < Version::HTTP_2 {
+        let mut keys = head.headers.get_all(header::SEC_WEBSOCKET_KEY).iter();
+        let key = keys.next().filter(|key| STANDARD.decode(key).is_ok_and(|nonce| nonce.len() == 16));
+        let Some(key) = key.filter(|_| keys.next().is_none()) else {
+            return bad("`Sec-WebSocket-Key` is not sixteen bytes in base64");
+        };
+        if let Ok(accept) = HeaderValue::from_str(&derive_accept_key(key.as_bytes())) {
+            answer.insert(header::SEC_WEBSOCKET_ACCEPT, accept);
+        }
+    }
+    Ok(answer)
+}
+
+/// JSON is spoken with whoever names it or names nothing; who offers only the binary form would
+/// not understand us.
+fn subprotocol(headers: &HeaderMap) -> Result<Option<HeaderValue>, Refused> {
+    if has_token(headers, &header::SEC_WEBSOCKET_PROTOCOL, PROTOCOL) {
+        return Ok(Some(HeaderValue::from_static(PROTOCOL)));
+    }
+    if has_token(headers, &header::SEC_WEBSOCKET_PROTOCOL, "centrifuge-protobuf") {
+        let why = "only JSON is spoken here: offer the subprotocol centrifuge-json, or none";
+        return Err(("subprotocol", text(StatusCode::BAD_REQUEST, why)));
+    }
+    Ok(None)
+}
+
+fn has_token(headers: &HeaderMap, name: &HeaderName, token: &str) -> bool {
+    let values = headers.get_all(name).iter().filter_map(|v| v.to_str().ok());
+    values.flat_map(|v| v.split(',')).any(|t| t.trim().eq_ignore_ascii_case(token))
+}
+
+/// The value of a query parameter, percent-decoded; `None` too if it is not UTF-8 then.
+pub fn parameter(query: &str, name: &str) -> Option<String> {
+    let (_, value) =
+        query.split('&').filter_map(|pair| pair.split_once('=')).find(|(key, _)| *key == name)?;
+    let mut bytes = Vec::with_capacity(value.len());
+    let mut rest = value.bytes();
+    while let Some(b) = rest.next() {
+        bytes.push(match b {
+            b'+' => b' ',
+            b'%' => {
+                let (high, low) = (hex(rest.next()?)?, hex(rest.next()?)?);
+                high << 4 | low
+            }
+            b => b,
+        });
+    }
+    String::from_utf8(bytes).ok()
+}
+
+fn hex(digit: u8) -> Option<u8> {
+    char::from(digit).to_digit(16).map(|d| d as u8)
+}
+
+pub fn text(status: StatusCode, why: &str) -> Response<Bytes> {
+    let mut response = Response::new(Bytes::from(format!("{why}\n")));
+    *response.status_mut() = status;
+    let plain = HeaderValue::from_static("text/plain; charset=utf-8");
+    response.headers_mut().insert(header::CONTENT_TYPE, plain);
+    response
+}
+
+/// Worth another try, but not at once.
+fn busy(status: StatusCode, why: &str) -> Response<Bytes> {
+    let mut response = text(status, why);
+    response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("5"));
+    response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parameters_are_decoded() {
+        let q = "a=1&cf_connect=%7B%22token%22%3A%22x%22%7D&b=a+b&bad=%zz&cut=%2";
+        assert_eq!(parameter(q, "cf_connect").as_deref(), Some("{\"token\":\"x\"}"));
+        assert_eq!(parameter(q, "b").as_deref(), Some("a b"));
+        assert_eq!(parameter(q, "a").as_deref(), Some("1"));
+        for none in ["bad", "cut", "missing"] {
+            assert_eq!(parameter(q, none), None, "{none}");
+        }
+    }
+}

@@ -1,0 +1,90 @@
+//! The families of this tier, under `weir_node_`.
+
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::Registry;
+use weir_wire::close::Close;
+
+/// One label, from a closed set: close codes, error codes, outcomes.
+#[derive(Clone, Copy, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+pub struct Code {
+    pub code: u32,
+}
+
+#[derive(Clone, Copy, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+pub struct Outcome {
+    pub outcome: &'static str,
+}
+
+#[derive(Clone, Default)]
+pub struct Metrics {
+    pub connections: Gauge,
+    pub handshakes: Family<Outcome, Counter>,
+    pub messages_in: Counter,
+    pub messages_out: Counter,
+    pub bytes_in: Counter,
+    pub bytes_out: Counter,
+    pub publications: Counter,
+    pub deliveries: Counter,
+    pub subscriptions: Gauge,
+    pub channels: Gauge,
+    pub disconnects: Family<Code, Counter>,
+    pub errors: Family<Code, Counter>,
+    pub gaps: Family<Outcome, Counter>,
+    pub resyncs: Counter,
+    pub panics: Counter,
+    pub api_requests: Family<Outcome, Counter>,
+    pub accept_errors: Counter,
+    pub leaves_lost: Counter,
+}
+
+impl Metrics {
+    pub fn register(registry: &mut Registry) -> Metrics {
+        let m = Metrics::default();
+        let r = registry.sub_registry_with_prefix("weir_node");
+        r.register("connections", "Open client connections", m.connections.clone());
+        r.register("handshakes", "WebSocket handshakes by outcome", m.handshakes.clone());
+        r.register("messages_in", "Messages from clients", m.messages_in.clone());
+        r.register("messages_out", "Frames handed to client sockets", m.messages_out.clone());
+        r.register("bytes_in", "Bytes from clients after the handshake", m.bytes_in.clone());
+        r.register("bytes_out", "Bytes handed to client sockets after the handshake", m.bytes_out.clone());
+        r.register("publications", "Publications that came from the bus", m.publications.clone());
+        r.register("deliveries", "Publications put into clients' outboxes", m.deliveries.clone());
+        r.register("subscriptions", "Subscriptions of clients here", m.subscriptions.clone());
+        r.register("channels", "Channels with interest at the bus", m.channels.clone());
+        r.register("disconnects", "Connections ended, by close code (1000: by the client, 1006: lost, 4000: a code of the backend's)", m.disconnects.clone());
+        r.register("errors", "Error replies by code", m.errors.clone());
+        r.register("gaps", "Holes in a channel's deliveries, by what became of them", m.gaps.clone());
+        r.register("resyncs", "Channels whose deliveries the bus could not vouch for", m.resyncs.clone());
+        r.register("panics", "Panics that were contained", m.panics.clone());
+        r.register("api_requests", "Server HTTP API calls by outcome", m.api_requests.clone());
+        r.register(
+            "accept_errors",
+            "Failures of accept(), such as too many open files",
+            m.accept_errors.clone(),
+        );
+        r.register("leaves_lost", "Memberships that could not be ended in time", m.leaves_lost.clone());
+        m
+    }
+
+    pub fn handshake(&self, outcome: &'static str) {
+        self.handshakes.get_or_create(&Outcome { outcome }).inc();
+    }
+
+    pub fn gap(&self, outcome: &'static str) {
+        self.gaps.get_or_create(&Outcome { outcome }).inc();
+    }
+
+    pub fn error(&self, code: u32) {
+        self.errors.get_or_create(&Code { code }).inc();
+    }
+
+    pub fn disconnect(&self, code: u16) {
+        // Codes that backends choose come to one label: they are no closed set.
+        let known = matches!(code, 1000 | 1006 | 1008) || Close::ALL.iter().any(|c| c.code == code);
+        let code = if known { u32::from(code) } else { 4000 };
+        self.disconnects.get_or_create(&Code { code }).inc();
+    }
+}

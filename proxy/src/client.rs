@@ -1,0 +1,190 @@
+//! A client's connection: its socket, what was read ahead, and a gate that keeps one request's
+//! reader from the bytes of the next.
+//!
+//! Pingora takes it as one of its own streams and gives it back after a request, so the plain
+//! socket is at hand when a WebSocket comes.
+
+use crate::front::head::Body;
+use async_trait::async_trait;
+use bytes::{Buf, Bytes, BytesMut};
+use pingora_core::protocols::{
+    GetProxyDigest, GetSocketDigest, GetTimingDigest, Peek, Shutdown, SocketDigest, Ssl, TimingDigest,
+    UniqueID, raw_connect::ProxyDigest,
+};
+use std::io;
+use std::os::fd::AsRawFd;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::net::TcpStream;
+
+/// Small writes are gathered up to this until they are flushed: Pingora writes a head and a
+/// short body one after the other.
+const GATHER: usize = 4096;
+/// Read at once while looking out for the client's leaving.
+const PEEK: usize = 1024;
+
+#[derive(Debug)]
+pub struct Client {
+    tcp: TcpStream,
+    /// Read from the socket, not yet handed out.
+    pub ahead: BytesMut,
+    /// How much may be read ahead of a request's end; then the rest waits in the kernel.
+    ahead_limit: usize,
+    gate: Gate,
+    gathered: Vec<u8>,
+}
+
+/// What a reader gets to see.
+#[derive(Clone, Copy, Debug)]
+enum Gate {
+    /// All there is.
+    Open,
+    /// So many bytes; after them, nothing but the client's closing.
+    Within(u64),
+}
+
+impl Client {
+    pub fn new(tcp: TcpStream, ahead_limit: usize) -> Client {
+        Client { tcp, ahead: BytesMut::new(), ahead_limit, gate: Gate::Open, gathered: Vec::new() }
+    }
+
+    /// From here on readers see this body and no byte after it. (Chunks have their own end mark,
+    /// which is Pingora's to find; it closes a connection on which more follows.)
+    pub fn gate(&mut self, body: Body) {
+        self.gate = match body {
+            Body::None => Gate::Within(0),
+            Body::Length(n) => Gate::Within(n),
+            Body::Chunked => Gate::Open,
+        };
+    }
+
+    pub fn open(&mut self) {
+        self.gate = Gate::Open;
+    }
+
+    /// Reads more ahead. 0: the client has closed.
+    pub async fn fill(&mut self) -> io::Result<usize> {
+        self.ahead.reserve(PEEK);
+        self.tcp.read_buf(&mut self.ahead).await
+    }
+
+    /// The bare socket, and what was read ahead on it.
+    pub fn into_parts(self) -> (TcpStream, Bytes) {
+        (self.tcp, self.ahead.freeze())
+    }
+
+    /// Looks out for the client's leaving; what it sends instead is kept for later.
+    fn poll_closed(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while self.ahead.len() < self.ahead_limit {
+            let mut scratch = [0u8; PEEK];
+            let mut buf = ReadBuf::new(&mut scratch);
+            ready!(Pin::new(&mut self.tcp).poll_read(cx, &mut buf))?;
+            if buf.filled().is_empty() {
+                return Poll::Ready(Ok(()));
+            }
+            self.ahead.extend_from_slice(buf.filled());
+        }
+        Poll::Pending
+    }
+
+    fn poll_gathered(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while !self.gathered.is_empty() {
+            let n = ready!(Pin::new(&mut self.tcp).poll_write(cx, &self.gathered))?;
+            if n == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            self.gathered.drain(..n);
+        }
+        self.gathered = Vec::new();
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncRead for Client {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let this = &mut *self;
+        let allowed = match this.gate {
+            Gate::Within(0) => return this.poll_closed(cx),
+            Gate::Within(n) => usize::try_from(n).unwrap_or(usize::MAX).min(buf.remaining()),
+            Gate::Open => buf.remaining(),
+        };
+        let before = buf.filled().len();
+        if this.ahead.is_empty() {
+            let mut part = ReadBuf::new(buf.initialize_unfilled_to(allowed));
+            ready!(Pin::new(&mut this.tcp).poll_read(cx, &mut part))?;
+            let n = part.filled().len();
+            buf.advance(n);
+        } else {
+            let n = this.ahead.len().min(allowed);
+            buf.put_slice(&this.ahead[..n]);
+            this.ahead.advance(n);
+        }
+        if let Gate::Within(left) = &mut this.gate {
+            *left -= (buf.filled().len() - before) as u64;
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Client {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
+        if self.gathered.len() + data.len() > GATHER {
+            ready!(self.poll_gathered(cx))?;
+        }
+        if data.len() > GATHER {
+            return Pin::new(&mut self.tcp).poll_write(cx, data);
+        }
+        self.gathered.extend_from_slice(data);
+        Poll::Ready(Ok(data.len()))
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.poll_gathered(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(self.poll_gathered(cx))?;
+        Pin::new(&mut self.tcp).poll_shutdown(cx)
+    }
+}
+
+#[async_trait]
+impl Shutdown for Client {
+    async fn shutdown(&mut self) {
+        // It may be gone already: that is what was asked for.
+        let _ = AsyncWriteExt::shutdown(self).await;
+    }
+}
+
+impl UniqueID for Client {
+    fn id(&self) -> i32 {
+        self.tcp.as_raw_fd()
+    }
+}
+
+impl Ssl for Client {}
+impl Peek for Client {}
+
+impl GetTimingDigest for Client {
+    fn get_timing_digest(&self) -> Vec<Option<TimingDigest>> {
+        Vec::new()
+    }
+}
+
+impl GetProxyDigest for Client {
+    fn get_proxy_digest(&self) -> Option<Arc<ProxyDigest>> {
+        None
+    }
+}
+
+impl GetSocketDigest for Client {
+    fn get_socket_digest(&self) -> Option<Arc<SocketDigest>> {
+        None
+    }
+}

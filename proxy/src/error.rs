@@ -1,0 +1,27 @@
+//! Why the proxy could not start. What goes wrong with one client is an answer to that client
+//! (see `answer.rs`) and a line in the access log, not an error of the crate.
+
+use std::io;
+use std::net::SocketAddr;
+
+#[derive(Debug, thiserror::Error)]
+pub enum BindError {
+    /// The port is taken, or not ours to take.
+    #[error("proxy.listen: cannot listen on {addr}: {source}")]
+    Listen { addr: SocketAddr, source: io::Error },
+
+    /// A server's name has no address.
+    #[error("proxy.upstream.{upstream}.servers: cannot resolve \"{server}\": {source}")]
+    Resolve { upstream: String, server: String, source: io::Error },
+
+    /// An upstream without servers could never answer.
+    #[error("proxy.upstream.{upstream}.servers: is empty; at least one host:port is needed")]
+    NoServers { upstream: String },
+
+    /// A route leads nowhere.
+    #[error(
+        "proxy.route[{index}].to: there is no upstream \"{to}\"; known are {known}{}",
+        if to == "node" { "; the node tier does not run in this process" } else { "" }
+    )]
+    Route { index: usize, to: String, known: String },
+}

@@ -1,0 +1,182 @@
+//! Every request that is no WebSocket, by Pingora's `HttpProxy`. Its head was read, judged and
+//! rewritten by us before (`service.rs`); here it only finds its server.
+
+use crate::access::{Access, End};
+use crate::forward;
+use crate::metrics::Metrics;
+use crate::route::{Routes, Target, sticky_key};
+use crate::upstream::health::Attempt;
+use crate::upstream::{Exhausted, Plan};
+use async_trait::async_trait;
+use pingora_core::upstreams::peer::HttpPeer;
+use pingora_core::{Error, ErrorType, Result};
+use pingora_http::ResponseHeader;
+use pingora_proxy::{FailToProxy, ProxyHttp, Session};
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use weir_wire::hop::{FORWARDED_FOR, REQUEST_ID};
+use weir_wire::id::ConnId;
+
+pub struct Plain {
+    pub routes: Arc<Routes>,
+    pub metrics: Metrics,
+    pub connect_timeout: Duration,
+}
+
+#[derive(Default)]
+pub struct Ctx {
+    plan: Option<Plan>,
+    attempt: Option<Attempt>,
+    access: Option<Access>,
+    exhausted: Option<Exhausted>,
+}
+
+impl Plain {
+    /// The plan of this request; `service.rs` found a route before, so `None` is a race with nothing.
+    fn begin(&self, session: &Session, ctx: &mut Ctx) -> Option<()> {
+        let head: &http::request::Parts = session.req_header();
+        let text = |name| head.headers.get(name).and_then(|v| v.to_str().ok());
+        // Both headers are ours: they were overwritten when the head was read.
+        let client: IpAddr = text(FORWARDED_FOR)?.parse().ok()?;
+        let conn = ConnId::parse(text(REQUEST_ID)?)?;
+        let mut access = Access::new(head, conn, client);
+        let route = self.routes.find(head)?;
+        let (Target::Upstream(upstream) | Target::Node(upstream)) = &route.target;
+        access.upstream = Some(upstream.name.clone());
+        ctx.plan = Some(upstream.plan(&sticky_key(&route.sticky, head, client)));
+        ctx.access = Some(access);
+        Some(())
+    }
+}
+
+#[async_trait]
+impl ProxyHttp for Plain {
+    type CTX = Ctx;
+
+    fn new_ctx(&self) -> Ctx {
+        Ctx::default()
+    }
+
+    async fn upstream_peer(&self, session: &mut Session, ctx: &mut Ctx) -> Result<Box<HttpPeer>> {
+        if ctx.plan.is_none() && self.begin(session, ctx).is_none() {
+            return Err(Error::new_in(ErrorType::HTTPStatus(404)));
+        }
+        let Some(plan) = &mut ctx.plan else { return Err(Error::new_in(ErrorType::HTTPStatus(404))) };
+        match plan.next(Instant::now()) {
+            Ok(attempt) => {
+                let mut peer = HttpPeer::new(attempt.addr(), false, String::new());
+                peer.options.connection_timeout = Some(self.connect_timeout);
+                if let Some(access) = &mut ctx.access {
+                    access.server = Some(attempt.name());
+                }
+                ctx.attempt = Some(attempt);
+                Ok(Box::new(peer))
+            }
+            Err(exhausted) => {
+                ctx.exhausted = Some(exhausted);
+                Err(Error::new_in(ErrorType::HTTPStatus(503)))
+            }
+        }
+    }
+
+    fn fail_to_connect(
+        &self,
+        _: &mut Session,
+        _: &HttpPeer,
+        ctx: &mut Ctx,
+        mut error: Box<Error>,
+    ) -> Box<Error> {
+        let cause = match error.etype() {
+            ErrorType::ConnectTimedout => "timeout",
+            ErrorType::ConnectRefused => "refused",
+            _ => "error",
+        };
+        if let Some(attempt) = &mut ctx.attempt {
+            attempt.fail(Instant::now(), cause);
+            attempt.other_address();
+        }
+        error.set_retry(true);
+        error
+    }
+
+    async fn connected_to_upstream(
+        &self,
+        _: &mut Session,
+        _reused: bool,
+        _: &HttpPeer,
+        _: std::os::unix::io::RawFd,
+        _: Option<&pingora_core::protocols::Digest>,
+        ctx: &mut Ctx,
+    ) -> Result<()> {
+        if let Some(attempt) = &mut ctx.attempt {
+            attempt.succeed();
+        }
+        Ok(())
+    }
+
+    async fn response_filter(
+        &self,
+        _: &mut Session,
+        response: &mut ResponseHeader,
+        _: &mut Ctx,
+    ) -> Result<()> {
+        // Pingora writes the framing of its own connection.
+        for name in ["keep-alive", "proxy-connection"] {
+            response.remove_header(name);
+        }
+        Ok(())
+    }
+
+    async fn fail_to_proxy(&self, session: &mut Session, error: &Error, ctx: &mut Ctx) -> FailToProxy {
+        let status = match error.etype() {
+            ErrorType::HTTPStatus(status) => *status,
+            // The client's side is gone: nobody is there to be answered.
+            _ if *error.esource() == pingora_core::ErrorSource::Downstream => 0,
+            ErrorType::ReadTimedout | ErrorType::WriteTimedout => 504,
+            _ => 502,
+        };
+        if status > 0 {
+            let retry_after = ctx.exhausted.map(|e| e.retry_after);
+            let response = crate::answer::response(status, retry_after);
+            let (parts, body) = response.into_parts();
+            if let Ok(mut header) = ResponseHeader::build(parts.status, Some(4)) {
+                for (name, value) in &parts.headers {
+                    let _valid_already = header.insert_header(name, value);
+                }
+                let _valid_already = header.insert_header("content-length", body.len().to_string());
+                session.set_keepalive(None);
+                let written = session.write_response_header(Box::new(header), false).await;
+                if written.is_ok() {
+                    let _client_gone = session.write_response_body(Some(body), true).await;
+                }
+            }
+        }
+        FailToProxy { error_code: status, can_reuse_downstream: false }
+    }
+
+    async fn logging(&self, session: &mut Session, error: Option<&Error>, ctx: &mut Ctx) {
+        let status = session.response_written().map_or(0, |r| r.status.as_u16());
+        self.metrics.request(status);
+        let Some(access) = &ctx.access else { return };
+        let cause = match (error, ctx.exhausted) {
+            (_, Some(exhausted)) if exhausted.tried => "unreachable",
+            (_, Some(_)) => "breakers_open",
+            (Some(_), None) => "error",
+            (None, None) => "done",
+        };
+        access.log("request", End { status, bytes: Some((0, session.body_bytes_sent() as u64)), cause });
+    }
+
+    fn suppress_error_log(&self, _: &Session, _: &Ctx, _: &Error) -> bool {
+        true // the access log has it
+    }
+}
+
+/// The head as Pingora reads it: rewritten, and so without anything that two readers could
+/// take differently.
+pub fn head_bytes(head: &http::request::Parts) -> bytes::BytesMut {
+    let mut out = Vec::with_capacity(1024);
+    forward::write_request(head, &mut out);
+    out.as_slice().into()
+}

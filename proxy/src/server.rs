@@ -1,0 +1,158 @@
+//! Pingora's `Server` in a thread of its own, our listeners in it, and its end.
+//!
+//! Listeners are bound by us before it starts, so a port in use is known at once. Pingora is told
+//! to stop by [`Stop`] only when nothing is under way any more, or nothing is waited for.
+
+use crate::service::Service;
+use async_trait::async_trait;
+use pingora_core::server::configuration::ServerConf;
+use pingora_core::server::{ListenFds, RunArgs, Server, ShutdownSignal, ShutdownSignalWatch, ShutdownWatch};
+use std::net::TcpListener;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::time::Duration;
+use tokio::sync::Notify;
+use tokio::sync::futures::Notified;
+use tokio_util::sync::CancellationToken;
+use weir_core::drain::Drain;
+
+/// How often the tables of the rate limiter are swept.
+const SWEEP: Duration = Duration::from_secs(60);
+
+/// Tells open tunnels that their time is over.
+#[derive(Default)]
+pub struct Closing {
+    begun: AtomicBool,
+    notify: Notify,
+}
+
+impl Closing {
+    pub fn begin(&self) {
+        self.begun.store(true, Relaxed);
+        self.notify.notify_waiters();
+    }
+
+    pub fn has_begun(&self) -> bool {
+        self.begun.load(Relaxed)
+    }
+
+    pub fn notified(&self) -> Notified<'_> {
+        self.notify.notified()
+    }
+}
+
+/// What Pingora needs to be told.
+pub fn conf(conf: &weir_conf::proxy::Proxy) -> ServerConf {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    ServerConf {
+        threads: if conf.threads == 0 { cores } else { conf.threads },
+        work_stealing: true,
+        max_retries: conf.connect_tries as usize,
+        // We stop it when all is done: there is nothing left to be waited for.
+        grace_period_seconds: Some(0),
+        graceful_shutdown_timeout_seconds: Some(0),
+        ..ServerConf::default()
+    }
+}
+
+/// The listeners as a service of Pingora's, on the runtime that it makes.
+pub struct Front {
+    pub service: Arc<Service>,
+    pub listeners: Vec<TcpListener>,
+    /// Accepting ends with it.
+    pub drain: Drain,
+    pub threads: usize,
+}
+
+#[async_trait]
+impl pingora_core::services::Service for Front {
+    async fn start_service(
+        &mut self,
+        _: Option<ListenFds>,
+        shutdown: ShutdownWatch,
+        _listeners_per_fd: usize,
+    ) {
+        let accepting = self.listeners.drain(..).map(|listener| {
+            tokio::spawn(accept(listener, self.service.clone(), self.drain.clone(), shutdown.clone()))
+        });
+        let accepting: Vec<_> = accepting.collect();
+        tokio::spawn(sweep(self.service.clone(), self.drain.clone()));
+        for task in accepting {
+            if let Err(error) = task.await {
+                tracing::error!(%error, "a listener ended");
+            }
+        }
+        // Tunnels live on this runtime; it ends when Pingora is told to stop.
+        std::future::pending::<()>().await;
+    }
+
+    fn name(&self) -> &str {
+        "weir"
+    }
+
+    fn threads(&self) -> Option<usize> {
+        Some(self.threads)
+    }
+}
+
+async fn accept(listener: TcpListener, service: Arc<Service>, drain: Drain, shutdown: ShutdownWatch) {
+    let listener = match tokio::net::TcpListener::from_std(listener) {
+        Ok(listener) => listener,
+        Err(error) => return tracing::error!(%error, "the listener cannot be used"),
+    };
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            () = drain.begun() => return,
+        };
+        match accepted {
+            Ok((tcp, peer)) => {
+                tokio::spawn(service.clone().connection(tcp, peer, shutdown.clone()));
+            }
+            Err(error) => {
+                service.metrics.refuse("accept_error");
+                tracing::warn!(%error, "cannot accept");
+                // Out of descriptors the connection stays in the backlog, and accept fails at once again.
+                if !matches!(error.kind(), std::io::ErrorKind::ConnectionAborted) {
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                }
+            }
+        }
+    }
+}
+
+async fn sweep(service: Arc<Service>, drain: Drain) {
+    loop {
+        tokio::select! {
+            () = tokio::time::sleep(SWEEP) => service.admit.sweep(),
+            () = drain.begun() => return,
+        }
+    }
+}
+
+struct Stop(CancellationToken);
+
+#[async_trait]
+impl ShutdownSignalWatch for Stop {
+    async fn recv(&self) -> ShutdownSignal {
+        self.0.cancelled().await;
+        ShutdownSignal::FastShutdown
+    }
+}
+
+/// Runs until `stop`. Pingora blocks its thread and makes its own runtimes.
+pub fn run(
+    front: Front,
+    conf: ServerConf,
+    stop: CancellationToken,
+) -> std::io::Result<Pin<Box<tokio::sync::oneshot::Receiver<()>>>> {
+    let (ended, when_ended) = tokio::sync::oneshot::channel();
+    std::thread::Builder::new().name("weir-proxy".into()).spawn(move || {
+        let mut server = Server::new_with_opt_and_conf(None, conf);
+        server.add_service(front);
+        server.run(RunArgs { shutdown_signal: Box::new(Stop(stop)) });
+        let _nobody_waits = ended.send(());
+    })?;
+    Ok(Box::pin(when_ended))
+}

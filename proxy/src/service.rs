@@ -1,0 +1,351 @@
+//! The one path of a connection: read a head, admit, route; then a WebSocket is tunnelled or
+//! handed to the node of this process, and anything else goes through Pingora's `HttpProxy`,
+//! after which the connection may bring its next request.
+
+use crate::access::{Access, End};
+use crate::admit::{AddressPlace, Admit, Place, Refused};
+use crate::answer;
+use crate::client::Client;
+use crate::client_addr::Trusted;
+use crate::forward::{self, Origin};
+use crate::front::head::{self, Bad, Head};
+use crate::front::upgrade::is_websocket;
+use crate::local::{H1Exchange, LogAtEnd, Status};
+use crate::metrics::Metrics;
+use crate::plain::{self, Plain};
+use crate::route::{Routes, Target, sticky_key};
+use crate::server::Closing;
+use crate::tunnel::relay::Relay;
+use crate::tunnel::{self, Deadlines, Greeted, Held};
+use pingora_core::apps::HttpServerApp;
+use pingora_core::protocols::http::ServerSession;
+use pingora_core::server::ShutdownWatch;
+use pingora_proxy::HttpProxy;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::time::timeout;
+use weir_core::accept::{Acceptor, Request};
+use weir_core::drain::Drain;
+use weir_wire::hop::REQUEST_ID;
+use weir_wire::id::ConnId;
+
+pub struct Service {
+    pub admit: Arc<Admit>,
+    pub trusted: Trusted,
+    pub routes: Arc<Routes>,
+    pub node: Option<Arc<dyn Acceptor>>,
+    pub plain: Arc<HttpProxy<Plain>>,
+    pub metrics: Metrics,
+    pub closing: Arc<Closing>,
+    /// Of this proxy's connections.
+    pub drain: Drain,
+    pub head_timeout: Duration,
+    pub head_size: usize,
+    pub keepalive_timeout: Duration,
+    pub idle_timeout: Duration,
+    pub deadlines: Deadlines,
+}
+
+/// One request's origin, and its place among its address's connections.
+struct From {
+    client: IpAddr,
+    conn: ConnId,
+    trusted: bool,
+}
+
+/// What a connection holds as long as it lives.
+struct Places {
+    place: Place,
+    /// Of the peer itself; where the peer is trusted, the address is counted per request.
+    address: Option<AddressPlace>,
+}
+
+/// What became of one request.
+enum Next {
+    /// The connection is still ours.
+    Another(Client, Places),
+    Done,
+}
+
+impl Service {
+    pub async fn connection(
+        self: Arc<Self>,
+        tcp: tokio::net::TcpStream,
+        peer: SocketAddr,
+        shutdown: ShutdownWatch,
+    ) {
+        self.metrics.connections.inc();
+        let metrics = self.metrics.clone();
+        self.serve(tcp, peer.ip().to_canonical(), shutdown).await;
+        metrics.connections.dec();
+    }
+
+    async fn serve(self: Arc<Self>, tcp: tokio::net::TcpStream, peer: IpAddr, shutdown: ShutdownWatch) {
+        let _unsupported_matters_not = tcp.set_nodelay(true);
+        let mut client = Client::new(tcp, self.head_size);
+        let trusted = self.trusted.contains(peer);
+        let address = if trusted { Ok(None) } else { self.admit.address(peer) };
+        let places = self.admit.connection().and_then(|place| Ok(Places { place, address: address? }));
+        let mut places = match places {
+            Ok(places) => places,
+            Err(refused) => return self.refuse(client, refused, None).await,
+        };
+        let mut first = true;
+        loop {
+            let head = match self.read_head(&mut client, first).await {
+                Ok(Some(head)) => head,
+                Ok(None) => return,
+                Err(bad) => return self.reject(client, bad, peer).await,
+            };
+            let from = self.origin(peer, trusted, &head);
+            match Box::pin(self.request(client, places, head, from, &shutdown)).await {
+                Next::Another(again, held) => (client, places) = (again, held),
+                Next::Done => return,
+            }
+            first = false;
+            if self.drain.has_begun() {
+                return;
+            }
+        }
+    }
+
+    /// `None`: the client left, or kept silent, between two requests.
+    async fn read_head(&self, client: &mut Client, first: bool) -> Result<Option<Head>, Bad> {
+        if client.ahead.is_empty() && !first {
+            let begun = tokio::select! {
+                begun = timeout(self.keepalive_timeout, client.fill()) => matches!(begun, Ok(Ok(1..))),
+                () = self.drain.begun() => false,
+            };
+            if !begun {
+                return Ok(None);
+            }
+        }
+        let whole = async {
+            let mut seen = 0;
+            loop {
+                if let Some(end) = head::end(&client.ahead, seen)? {
+                    return if end > self.head_size { Err(TOO_LARGE) } else { Ok(Some(end)) };
+                }
+                seen = client.ahead.len();
+                if seen >= self.head_size {
+                    return Err(TOO_LARGE);
+                }
+                match client.fill().await {
+                    Ok(1..) => {}
+                    // It never asked anything, so there is nothing to be answered.
+                    _ if client.ahead.is_empty() => return Ok(None),
+                    _ => return Err(Bad { status: 400, why: "head cut short" }),
+                }
+            }
+        };
+        let end = match timeout(self.head_timeout, whole).await {
+            Ok(end) => end?,
+            Err(_) => return Err(Bad { status: 408, why: "slow head" }),
+        };
+        let Some(end) = end else { return Ok(None) };
+        head::parse(&client.ahead.split_to(end)).map(Some)
+    }
+
+    fn origin(&self, peer: IpAddr, trusted: bool, head: &Head) -> From {
+        let told = head.parts.headers.get(REQUEST_ID).filter(|_| trusted);
+        let conn = told.and_then(|v| v.to_str().ok()).and_then(ConnId::parse);
+        From {
+            client: self.trusted.client(peer, &head.parts.headers),
+            conn: conn.unwrap_or_else(|| ConnId::from_random(rand::random())),
+            trusted,
+        }
+    }
+
+    async fn request(
+        self: &Arc<Self>,
+        client: Client,
+        places: Places,
+        mut head: Head,
+        from: From,
+        shutdown: &ShutdownWatch,
+    ) -> Next {
+        let mut access = Access::new(&head.parts, from.conn.clone(), from.client);
+        let websocket = match is_websocket(&head) {
+            Ok(websocket) => websocket,
+            Err(bad) => {
+                self.metrics.handshake("malformed");
+                return self.answer(client, &access, bad.status, None, bad.why).await;
+            }
+        };
+        let admitted = match (from.trusted, websocket) {
+            (true, _) => self.admit.address(from.client),
+            (false, _) => Ok(None),
+        };
+        let admitted = admitted.and_then(|address| match websocket {
+            true => self.admit.handshake(from.client).map(|()| address),
+            false => Ok(address),
+        });
+        let own_address = match admitted {
+            Ok(address) => address,
+            Err(refused) => {
+                if websocket {
+                    self.metrics.handshake(refused.cause());
+                }
+                self.refuse(client, refused, Some(&access)).await;
+                return Next::Done;
+            }
+        };
+        let Some(route) = self.routes.find(&head.parts) else {
+            if websocket {
+                self.metrics.handshake("no_route");
+            }
+            return self.answer(client, &access, 404, None, "no_route").await;
+        };
+        let wants_close = crate::front::upgrade::tokens(&head.parts.headers, http::header::CONNECTION)
+            .any(|t| t.eq_ignore_ascii_case("close"));
+        let origin = Origin { client: from.client, conn: &from.conn, trusted: from.trusted };
+        forward::rewrite(&mut head.parts.headers, &origin);
+        if !websocket {
+            return self.plain(client, places, own_address, head, wants_close, shutdown).await;
+        }
+        forward::mark_upgrade(&mut head.parts.headers);
+        match (&route.target, &self.node) {
+            (Target::Node(_), Some(node)) => {
+                access.upstream = Some("node".into());
+                self.metrics.handshake("handed_to_node");
+                let status = Status::default();
+                let exchange = Box::new(H1Exchange { client, status: status.clone() });
+                let permit = (
+                    places.place,
+                    places.address,
+                    own_address,
+                    self.drain.busy(),
+                    LogAtEnd { access, status },
+                );
+                let request = Request {
+                    head: head.parts,
+                    client: from.client,
+                    conn: from.conn,
+                    exchange,
+                    permit: Box::new(permit),
+                };
+                node.accept(request);
+                Next::Done
+            }
+            (Target::Node(upstream) | Target::Upstream(upstream), _) => {
+                access.upstream = Some(upstream.name.clone());
+                let mut plan = upstream.plan(&sticky_key(&route.sticky, &head.parts, from.client));
+                let greeted = tunnel::greet(&mut plan, &head.parts, self.deadlines, &mut access).await;
+                self.tunnel(client, places, own_address, greeted, access).await
+            }
+        }
+    }
+
+    async fn tunnel(
+        self: &Arc<Self>,
+        client: Client,
+        places: Places,
+        own_address: Option<AddressPlace>,
+        greeted: Greeted,
+        access: Access,
+    ) -> Next {
+        match greeted {
+            Greeted::Failed { status, retry_after, cause } => {
+                self.metrics.handshake(cause);
+                self.answer(client, &access, status, retry_after, cause).await
+            }
+            Greeted::Refused(response) => {
+                self.metrics.handshake("refused_by_server");
+                let status = response.status().as_u16();
+                let (mut tcp, _dies_here) = client.into_parts();
+                let _client_gone = answer::send_and_close(&mut tcp, response).await;
+                access.log("websocket", End { status, bytes: None, cause: "refused_by_server" });
+                Next::Done
+            }
+            Greeted::Accepted(mut headers, server, from_server) => {
+                let (mut tcp, from_client) = client.into_parts();
+                forward::rewrite_response(&mut headers);
+                forward::mark_upgrade(&mut headers);
+                let mut out = answer::status_line(http::StatusCode::SWITCHING_PROTOCOLS);
+                forward::write_headers(&headers, &mut out);
+                out.extend_from_slice(b"\r\n");
+                if answer::write(&mut tcp, &out).await.is_err() {
+                    self.metrics.handshake("client_gone");
+                    access.log("websocket", End { status: 0, bytes: None, cause: "client_gone" });
+                    return Next::Done;
+                }
+                self.metrics.handshake("accepted");
+                for socket in [&tcp, &server] {
+                    let _unsupported_matters_not = tunnel::watch_peer(socket);
+                }
+                let held = Held {
+                    access,
+                    metrics: self.metrics.clone(),
+                    closing: self.closing.clone(),
+                    idle: self.idle_timeout,
+                    permit: (places.place, places.address.or(own_address), self.drain.busy()),
+                };
+                // A task of its own: the memory of this one, sized for Pingora's path, is free again.
+                tokio::spawn(tunnel::run(Relay::new(tcp, from_client, server, from_server), Box::new(held)));
+                Next::Done
+            }
+        }
+    }
+
+    async fn plain(
+        self: &Arc<Self>,
+        mut client: Client,
+        places: Places,
+        _own_address: Option<AddressPlace>,
+        head: Head,
+        wants_close: bool,
+        shutdown: &ShutdownWatch,
+    ) -> Next {
+        let _busy = self.drain.busy();
+        client.gate(head.body);
+        let mut session = ServerSession::new_http1(Box::new(client));
+        session.set_pipelined_prefix(plain::head_bytes(&head.parts));
+        let reused = self.plain.process_new_http(session, shutdown).await;
+        let Some((stream, _settings)) = reused.map(|r| r.consume()) else { return Next::Done };
+        let Ok(mut client) = stream.into_any().downcast::<Client>() else { return Next::Done };
+        if wants_close || head.parts.version == http::Version::HTTP_10 {
+            return Next::Done;
+        }
+        client.open();
+        Next::Another(*client, places)
+    }
+
+    async fn reject(&self, client: Client, bad: Bad, peer: IpAddr) {
+        self.metrics.refuse(match bad.status {
+            408 => "head_timeout",
+            431 => "head_size",
+            _ => "malformed",
+        });
+        tracing::debug!(client = %peer, status = bad.status, why = bad.why, "head refused");
+        let (mut tcp, _dies_here) = client.into_parts();
+        let _client_gone = answer::send_and_close(&mut tcp, answer::response(bad.status, None)).await;
+    }
+
+    async fn refuse(&self, client: Client, refused: Refused, access: Option<&Access>) {
+        self.metrics.refuse(refused.cause());
+        let (mut tcp, _dies_here) = client.into_parts();
+        let response = answer::response(refused.status(), Some(refused.retry_after()));
+        let _client_gone = answer::send_and_close(&mut tcp, response).await;
+        if let Some(access) = access {
+            access.log("refused", End { status: refused.status(), bytes: None, cause: refused.cause() });
+        }
+    }
+
+    /// An answer of our own; the connection ends with it.
+    async fn answer(
+        &self,
+        client: Client,
+        access: &Access,
+        status: u16,
+        retry_after: Option<Duration>,
+        cause: &'static str,
+    ) -> Next {
+        let (mut tcp, _dies_here) = client.into_parts();
+        let _client_gone = answer::send_and_close(&mut tcp, answer::response(status, retry_after)).await;
+        access.log("refused", End { status, bytes: None, cause });
+        Next::Done
+    }
+}
+
+const TOO_LARGE: Bad = Bad { status: 431, why: "head too large" };

@@ -1,0 +1,172 @@
+//! `weir`, `weir run`, `weir check`, `weir conf`, `weir bench`.
+//!
+//! Exit codes: 0 done; 1 a listener could not be bound, or a run failed; 78 (`EX_CONFIG` of
+//! sysexits.h) the conf has mistakes. `weir bench` has its own, see there.
+
+use crate::{Weir, bench, signal};
+use clap::{Args, Parser, Subcommand};
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use weir_conf::{Config, Loaded, Sources};
+use weir_core::drain::Drain;
+
+const EX_CONFIG: u8 = 78;
+
+/// An edge layer for WebSockets: proxy, node and broker in one binary.
+///
+/// Without a command it runs the demo: all three tiers on loopback, with a page at http://127.0.0.1:8000/
+#[derive(Parser)]
+#[command(name = "weir", version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run the tiers that a conf file names
+    Run(Source),
+    /// Check conf files: every mistake with file, line and column; exit code 78 if there is one
+    Check {
+        #[arg(required = true)]
+        files: Vec<PathBuf>,
+    },
+    /// Print the effective conf, each value with its source; secrets are not shown
+    Conf(Source),
+    /// Put load on a running system and report what arrived
+    Bench(Box<bench::BenchArgs>),
+}
+
+#[derive(Args, Default)]
+struct Source {
+    /// Conf file; without it, the built-in defaults
+    #[arg(long)]
+    config: Option<PathBuf>,
+    /// One key over file and environment; may be repeated
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    set: Vec<String>,
+}
+
+pub fn main() -> ExitCode {
+    match Cli::parse().command {
+        None => {
+            serve(Sources::new().text("demo.toml (built in)", weir_conf::DEMO).process_environment(), true)
+        }
+        Some(Command::Run(source)) => match source.sources() {
+            Ok(sources) => serve(sources, false),
+            Err(code) => code,
+        },
+        Some(Command::Check { files }) => check(&files),
+        Some(Command::Conf(source)) => source.sources().map_or_else(|code| code, |s| print_conf(&s)),
+        Some(Command::Bench(args)) => bench::main(*args),
+    }
+}
+
+impl Source {
+    fn sources(&self) -> Result<Sources, ExitCode> {
+        let mut sources = Sources::new().process_environment();
+        if let Some(path) = &self.config {
+            sources = sources.file(path);
+        }
+        for pair in &self.set {
+            let Some((key, value)) = pair.split_once('=') else {
+                eprintln!("weir: command line --set {pair}: not KEY=VALUE");
+                return Err(ExitCode::from(EX_CONFIG));
+            };
+            sources = sources.set(key, value);
+        }
+        Ok(sources)
+    }
+}
+
+fn load(sources: &Sources) -> Result<Loaded, ExitCode> {
+    match weir_conf::load(sources) {
+        Ok(loaded) => {
+            for warning in &loaded.warnings {
+                eprintln!("weir: warning: {warning}");
+            }
+            Ok(loaded)
+        }
+        Err(errors) => {
+            eprintln!("{errors}");
+            Err(ExitCode::from(EX_CONFIG))
+        }
+    }
+}
+
+fn check(files: &[PathBuf]) -> ExitCode {
+    let mut good = true;
+    for file in files {
+        match load(&Sources::new().process_environment().file(file)) {
+            Ok(_) => println!("{}: ok", file.display()),
+            Err(_) => good = false,
+        }
+    }
+    if good { ExitCode::SUCCESS } else { ExitCode::from(EX_CONFIG) }
+}
+
+fn print_conf(sources: &Sources) -> ExitCode {
+    let loaded = match load(sources) {
+        Ok(loaded) => loaded,
+        Err(code) => return code,
+    };
+    // A closed pipe (`weir conf | head`) is the reader's choice.
+    let _closed = std::io::stdout().write_all(loaded.to_toml().as_bytes());
+    ExitCode::SUCCESS
+}
+
+fn serve(sources: Sources, demo: bool) -> ExitCode {
+    let config = match load(&sources) {
+        Ok(loaded) => loaded.config,
+        Err(code) => return code,
+    };
+    if let Err(error) = weir_core::telemetry::init(&config.telemetry) {
+        eprintln!("weir: {error}");
+        return ExitCode::from(EX_CONFIG);
+    }
+    raise_descriptor_limit();
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().thread_name("weir").build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("weir: no runtime: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let code = runtime.block_on(run(&config, demo));
+    // Whatever a tier left running in a blocking thread must not hold the exit.
+    runtime.shutdown_background();
+    code
+}
+
+/// A tunnel takes two descriptors; the soft limit of most systems (1,024) is far below the hard one.
+fn raise_descriptor_limit() {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    match getrlimit(Resource::RLIMIT_NOFILE) {
+        Ok((soft, hard)) if soft < hard => {
+            if let Err(error) = setrlimit(Resource::RLIMIT_NOFILE, hard, hard) {
+                tracing::warn!(soft, hard, %error, "the limit of open descriptors could not be raised");
+            }
+        }
+        Ok(_) => {}
+        Err(error) => tracing::warn!(%error, "the limit of open descriptors is not known"),
+    }
+}
+
+async fn run(config: &Config, demo: bool) -> ExitCode {
+    let drain = Drain::new();
+    let signals = signal::watch(drain.clone());
+    let weir = match Weir::bind(config).await {
+        Ok(weir) => weir,
+        Err(error) => {
+            eprintln!("weir: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    if demo && let Some(addr) = weir.proxy_addrs().first() {
+        eprintln!("Weir runs. Open http://{addr}/ in two tabs. Ctrl-C stops it.");
+    }
+    let finished = weir.run(drain).await;
+    signals.abort();
+    if finished { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
