@@ -60,7 +60,9 @@ impl Open {
     }
 
     /// The WebSocket, without a command sent yet; or the HTTP answer that refused it.
-    pub async fn try_open(&self) -> Result<Client, tokio_tungstenite::tungstenite::http::Response<Option<Vec<u8>>>> {
+    pub async fn try_open(
+        &self,
+    ) -> Result<Client, tokio_tungstenite::tungstenite::http::Response<Option<Vec<u8>>>> {
         let what = format!("handshake with {}", self.addr);
         let handshake = async {
             let socket = TcpSocket::new_v4()?;
@@ -206,7 +208,9 @@ impl Client {
         within("the server's close", async {
             loop {
                 match self.ws.next().await {
-                    Some(Ok(Message::Close(Some(frame)))) => return (frame.code.into(), frame.reason.to_string()),
+                    Some(Ok(Message::Close(Some(frame)))) => {
+                        return (frame.code.into(), frame.reason.to_string());
+                    }
                     Some(Ok(_)) => {}
                     other => panic!("ended without a close frame: {other:?}"),
                 }

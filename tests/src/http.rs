@@ -22,15 +22,18 @@ impl Response {
         serde_json::from_str(&self.body).unwrap_or_else(|e| panic!("no JSON ({e}): {self:?}"))
     }
 
-    fn parse(bytes: &[u8]) -> Response {
+    pub fn parse(bytes: &[u8]) -> Response {
         let text = String::from_utf8_lossy(bytes);
         let (head, body) = text.split_once("\r\n\r\n").unwrap_or_else(|| panic!("no HTTP head: {text:?}"));
         let mut lines = head.lines();
         let status = lines.next().and_then(|l| l.split(' ').nth(1)).and_then(|s| s.parse().ok());
         let headers: Vec<_> =
             lines.filter_map(|l| l.split_once(": ")).map(|(n, v)| (n.to_owned(), v.to_owned())).collect();
-        let mut response =
-            Response { status: status.unwrap_or_else(|| panic!("no status: {text:?}")), headers, body: body.to_owned() };
+        let mut response = Response {
+            status: status.unwrap_or_else(|| panic!("no status: {text:?}")),
+            headers,
+            body: body.to_owned(),
+        };
         if response.header("transfer-encoding").is_some_and(|v| v.eq_ignore_ascii_case("chunked")) {
             response.body = dechunk(body);
         }
@@ -78,7 +81,9 @@ async fn read_answer(stream: &mut TcpStream) -> std::io::Result<Vec<u8>> {
         if let Some(end) = answer.windows(4).position(|w| w == b"\r\n\r\n") {
             let head = String::from_utf8_lossy(&answer[..end]).to_ascii_lowercase();
             let length = head.lines().find_map(|l| l.strip_prefix("content-length: ")?.parse::<usize>().ok());
-            if length.is_some_and(|length| answer.len() >= end + 4 + length) || head.starts_with("http/1.1 101") {
+            if length.is_some_and(|length| answer.len() >= end + 4 + length)
+                || head.starts_with("http/1.1 101")
+            {
                 return Ok(answer);
             }
         }

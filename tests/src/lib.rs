@@ -7,10 +7,12 @@
 
 pub mod client;
 pub mod conf;
+pub mod echo;
 pub mod http;
 pub mod net;
 pub mod ports;
 pub mod process;
+pub mod systems;
 
 use std::future::Future;
 use std::time::{Duration, Instant};
@@ -19,7 +21,7 @@ use std::time::{Duration, Instant};
 pub const DEADLINE: Duration = Duration::from_secs(20);
 
 /// Ends a wait by its deadline, and says what was waited for.
-pub async fn within<T>(what: &str, future: impl Future<Output = T>) -> T {
+pub async fn within<T>(what: &str, future: impl IntoFuture<Output = T>) -> T {
     match tokio::time::timeout(DEADLINE, future).await {
         Ok(value) => value,
         Err(_) => panic!("{what}: not within {DEADLINE:?}"),

@@ -35,7 +35,17 @@ fn build() -> PathBuf {
     };
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let done = std::process::Command::new(cargo)
-        .args(["build", "--quiet", "--package", "weir", "--bin", "weir", "--profile", profile, "--target-dir"])
+        .args([
+            "build",
+            "--quiet",
+            "--package",
+            "weir",
+            "--bin",
+            "weir",
+            "--profile",
+            profile,
+            "--target-dir",
+        ])
         .arg(folder.parent().expect("target"))
         .current_dir(conf::repo())
         .status();

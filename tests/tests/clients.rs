@@ -1,1 +1,9 @@
-fn main(){}
+//! Published clients, unchanged, against the running binary: the SDKs of three languages, Socket.IO, a
+//! browser. `tests/setup.sh` installs what they need.
+
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+#[path = "clients/rust.rs"]
+mod rust;
+#[path = "clients/suites.rs"]
+mod suites;

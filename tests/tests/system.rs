@@ -1,4 +1,24 @@
 //! Behaviour of whole systems: real processes, real sockets. One module, one behaviour.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
-fn main() {}
+
+#[path = "system/admin.rs"]
+mod admin;
+#[path = "system/bad_input.rs"]
+mod bad_input;
+#[path = "system/breaker.rs"]
+mod breaker;
+#[path = "system/conf.rs"]
+mod conf;
+#[path = "system/limits.rs"]
+mod limits;
+#[path = "system/path.rs"]
+mod path;
+#[path = "system/reconnect.rs"]
+mod reconnect;
+#[path = "system/slow.rs"]
+mod slow;
+#[path = "system/sticky.rs"]
+mod sticky;
+#[path = "system/stop.rs"]
+mod stop;

@@ -1,0 +1,66 @@
+//! Servers that fail are left alone; who asks meanwhile is told at once.
+
+use std::time::{Duration, Instant};
+use weir_tests::client::Open;
+use weir_tests::echo::{self, EchoServer};
+use weir_tests::ports::Port;
+use weir_tests::process::{Process, Spec};
+use weir_tests::{conf, http, until};
+
+async fn proxy(listen: &Port, servers: &[std::net::SocketAddr]) -> Process {
+    Spec::text("proxy", conf::proxy("app", servers))
+        .set("proxy.handshake_rate", "0/s")
+        .set("proxy.breaker.failures", 2)
+        .set("proxy.breaker.open_for", "500ms")
+        .set("proxy.breaker.open_max", "1s")
+        .start(&[("proxy.listen", listen)])
+        .await
+}
+
+#[tokio::test]
+async fn all_servers_down_is_503_at_once_and_they_come_back() {
+    let (ports, addrs) = echo::ports(2);
+    let listen = Port::free();
+    let process = proxy(&listen, &addrs).await;
+    let ask = || Open::to(listen.addr()).target("/ws");
+    for _ in 0..5 {
+        let start = Instant::now();
+        let refusal = ask().try_open().await.err().expect("nobody is there to let it in");
+        assert_eq!(refusal.status(), 503);
+        let wait = refusal.headers().get("retry-after").expect("Retry-After").to_str().unwrap();
+        assert!(wait.parse::<u64>().unwrap() >= 1, "{wait}");
+        assert!(start.elapsed() < Duration::from_secs(1), "took {:?}", start.elapsed());
+    }
+    let page = http::get(listen.addr(), "/page").await;
+    assert_eq!(page.status, 503);
+    assert!(page.header("retry-after").is_some(), "{page:?}");
+    assert!(process.metric("weir_proxy_upstream_connect_failures_total", &[]).await >= 2.0);
+
+    let _servers = (EchoServer::start(&ports[0], "a").await, EchoServer::start(&ports[1], "b").await);
+    until("the servers are tried again", || async {
+        let mut client = ask().try_open().await.map_err(|r| r.status().to_string())?;
+        client.expect("the server's name", |m| m.get("server").is_some()).await;
+        Ok(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn one_server_down_costs_no_client_anything() {
+    let (ports, addrs) = echo::ports(3);
+    let _up = (EchoServer::start(&ports[0], "a").await, EchoServer::start(&ports[2], "c").await);
+    let listen = Port::free();
+    let process = proxy(&listen, &addrs).await;
+    for key in 0..60 {
+        let mut client = Open::to(listen.addr()).target(&format!("/ws?key=k{key}")).open().await;
+        client.expect("the server's name", |m| m.get("server").is_some()).await;
+    }
+    let down = format!("server=\"{}\"", ports[1]);
+    assert!(process.metric("weir_proxy_upstream_connect_failures_total", &[&down]).await >= 2.0);
+    assert!(process.metric("weir_proxy_breaker_state", &[&down]).await >= 1.0, "its breaker is closed");
+    let up = format!("server=\"{}\"", ports[0]);
+    assert!(
+        process.metric("weir_proxy_breaker_state", &[&up]).await < 1.0,
+        "a sound server's breaker is open"
+    );
+}
