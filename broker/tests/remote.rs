@@ -249,9 +249,12 @@ async fn two_nodes_exchange_messages() {
     // A node that stops takes its members along at once.
     a.drain.stop();
     assert_eq!(soon(a.inbox.next()).await, None);
-    while members(&b.bus).await != Vec::<String>::new() {
-        tokio::task::yield_now().await;
-    }
+    soon(async {
+        while !members(&b.bus).await.is_empty() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await;
     broker.stop().await;
 }
 
