@@ -110,6 +110,6 @@ async fn a_forged_token_ends_for_good() {
     let weir = Embedded::start().await;
     let token = conf::jwt_by("another-secret-of-thirty-two-bytes!", &json!({"sub": "eve"}));
     let mut eve = Sdk::new(weir.proxy(), Config::new().with_token(token));
-    let _never_connected = eve.client.connect();
+    drop(eve.client.connect());
     eve.expect(Told::Disconnected(3500)).await;
 }
