@@ -75,13 +75,7 @@ impl Service {
         peer: SocketAddr,
         shutdown: ShutdownWatch,
     ) {
-        self.metrics.connections.inc();
-        let metrics = self.metrics.clone();
-        self.serve(tcp, peer.ip().to_canonical(), shutdown).await;
-        metrics.connections.dec();
-    }
-
-    async fn serve(self: Arc<Self>, tcp: tokio::net::TcpStream, peer: IpAddr, shutdown: ShutdownWatch) {
+        let peer = peer.ip().to_canonical();
         let _unsupported_matters_not = tcp.set_nodelay(true);
         let mut client = Client::new(tcp, self.head_size);
         let trusted = self.trusted.contains(peer);
