@@ -111,5 +111,8 @@ async fn a_forged_token_ends_for_good() {
     let token = conf::jwt_by("another-secret-of-thirty-two-bytes!", &json!({"sub": "eve"}));
     let mut eve = Sdk::new(weir.proxy(), Config::new().with_token(token));
     drop(eve.client.connect());
-    eve.expect(Told::Disconnected(3500)).await;
+    // This SDK does not hand out the code; that it stays away is what counts.
+    eve.expect(Told::Disconnected(0)).await;
+    assert_eq!(weir.process.metric("weir_node_disconnects_total", &["3500"]).await, 1.0);
+    assert_eq!(weir.process.metric("weir_node_handshakes_total", &[]).await, 1.0);
 }
