@@ -13,6 +13,7 @@ mod channel_log;
 mod engine;
 pub mod error;
 mod idempotency;
+mod link;
 mod listener;
 mod metrics;
 mod outlet;

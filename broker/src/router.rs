@@ -83,18 +83,21 @@ impl Router {
             self.landed(size);
             return false;
         }
-        let mut tx = self.tx.lock().unwrap_or_else(PoisonError::into_inner);
-        let sent = match tx.as_mut().map(|tx| tx.try_publish(topic.clone(), payload)) {
-            // Full: the packet waits in the link's buffer, and one of the events that fill the
-            // queue takes it along. Disconnected: the receiving task sees it too, and resyncs.
-            Some(Ok(_) | Err(LinkError::TrySend(_))) => true,
-            Some(Err(_)) => {
-                *tx = None;
-                false
+        let mut link = self.tx.lock().unwrap_or_else(PoisonError::into_inner);
+        let sent = if let Some(tx) = link.as_mut() {
+            match tx.try_publish(topic.clone(), payload) {
+                // Full: the packet waits in the link's buffer, and one of the events that fill the
+                // queue takes it along. Disconnected: the receiving task sees it too, and resyncs.
+                Ok(_) | Err(LinkError::TrySend(_)) => true,
+                Err(_) => {
+                    *link = None;
+                    false
+                }
             }
-            None => false,
+        } else {
+            false
         };
-        drop(tx);
+        drop(link);
         if !sent {
             self.landed(size);
         }
@@ -111,7 +114,8 @@ impl Router {
         self.in_flight.store(0, Relaxed);
     }
 
-    pub fn in_flight(&self) -> usize {
+    #[cfg(test)]
+    fn in_flight(&self) -> usize {
         self.in_flight.load(Relaxed)
     }
 

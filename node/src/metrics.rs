@@ -83,7 +83,7 @@ impl Metrics {
 
     pub fn disconnect(&self, code: u16) {
         // Codes that backends choose come to one label: they are no closed set.
-        let known = matches!(code, 1000 | 1006 | 1008) || Close::ALL.iter().any(|c| c.code == code);
+        let known = matches!(code, 1000 | 1006) || Close::ALL.iter().any(|c| c.code == code);
         let code = if known { u32::from(code) } else { 4000 };
         self.disconnects.get_or_create(&Code { code }).inc();
     }

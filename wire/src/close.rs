@@ -29,6 +29,8 @@ closes! {
     PROTOCOL_ERROR = 1002, "protocol error";
     /// RFC 6455: text that is not UTF-8.
     INVALID_DATA = 1007, "invalid utf-8";
+    /// RFC 6455: a message in more fragments than anybody needs.
+    POLICY = 1008, "too many fragments";
     /// RFC 6455: a message longer than `node.message_size`. SDKs do not come back.
     TOO_BIG = 1009, "message too big";
     /// RFC 6455: something broke on our side, this connection only.
@@ -43,9 +45,10 @@ closes! {
     EXPIRED = 3005, "connection expired";
     /// A server-side subscription ran out.
     SUBSCRIPTION_EXPIRED = 3006, "subscription expired";
-    /// More bytes wait for this client than `node.outbox_size` allows.
+    /// More bytes wait for this client than `node.outbox_size` allows, or it took none of them
+    /// within `node.write_timeout`.
     SLOW = 3008, "slow";
-    /// A write made no progress within `node.write_timeout`.
+    /// A write to the client failed.
     WRITE_ERROR = 3009, "write error";
     /// A positioned server-side subscription lost its place in the stream.
     INSUFFICIENT_STATE = 3010, "insufficient state";
@@ -90,10 +93,7 @@ impl Close {
 
     /// Whether the SDKs come back by themselves after this code.
     pub fn reconnects(&self) -> bool {
-        match self.code {
-            1009 | 3500..=3999 | 4500..=4999 => false,
-            _ => true,
-        }
+        !matches!(self.code, 1009 | 3500..=3999 | 4500..=4999)
     }
 }
 

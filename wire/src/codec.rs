@@ -112,9 +112,9 @@ pub fn encode(value: &impl Encode) -> Result<Bytes, CodecError> {
 /// Reads a frame's body; every byte of it must be used.
 pub fn decode<T: Decode>(body: &[u8]) -> Result<T, CodecError> {
     match body.len() {
-        0..=SMALL => config::deserialize_exact(body, ReadingSmall::new()),
-        ..=MIDDLE => config::deserialize_exact(body, ReadingMiddle::new()),
-        ..=MAX_FRAME => config::deserialize_exact(body, ReadingLarge::new()),
+        len if len <= SMALL => config::deserialize_exact(body, ReadingSmall::new()),
+        len if len <= MIDDLE => config::deserialize_exact(body, ReadingMiddle::new()),
+        len if len <= MAX_FRAME => config::deserialize_exact(body, ReadingLarge::new()),
         len => return Err(CodecError::TooLong { len, limit: MAX_FRAME }),
     }
     .map_err(malformed)

@@ -10,6 +10,8 @@
 //! | node ↔ broker, separate processes | length-prefixed frames over TCP | [`peer`], [`codec`] |
 //! | broker → its router → node's inbox | MQTT topic of the local rumqttd router | [`envelope`], [`topic`] |
 
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
 pub mod close;
 pub mod code;
 pub mod codec;

@@ -64,7 +64,7 @@ impl Core {
                     self.unparsed = false;
                     // Endless fragments that add up to nothing, or to hardly anything.
                     if self.assembling > 8 * self.shared.conf.message_size + (64 << 10) {
-                        self.fail(Close::custom(1008, "too many fragments"));
+                        self.fail(Close::POLICY);
                     }
                     return;
                 }
