@@ -131,6 +131,8 @@ impl Weir {
             tracing::error!("a tier ended by itself; stopping the others");
         }
         drains.stop_all_when_stopped(&drain);
+        // It goes on serving, but says that this process is about to go.
+        drains.admin.begin();
         drains.front.begin();
         finish(front).await;
         drains.broker.begin();
