@@ -1,3 +1,5 @@
+//! The shard as a pure state machine: offsets, history, interest, presence.
+
 use super::*;
 
 const OPTIONS: StreamOptions = StreamOptions { size: 100, ttl_ms: 10_000, meta_ttl_ms: 60_000 };

@@ -10,10 +10,11 @@ use governor::clock::{Clock, DefaultClock};
 use governor::middleware::NoOpMiddleware;
 use governor::state::keyed::DashMapStateStore;
 use governor::{Quota, RateLimiter};
+use prometheus_client::metrics::gauge::Gauge;
 use std::net::IpAddr;
 use std::num::NonZeroU32;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
 /// What a client over a count of connections is told: they end when somebody leaves, so nobody
@@ -75,26 +76,30 @@ fn key(ip: IpAddr, v4_prefix: u8, v6_prefix: u8) -> IpKey {
 }
 
 pub struct Admit<C: Clock = DefaultClock> {
-    total: AtomicUsize,
+    /// Open connections: the figure that is shown is the one that limits.
+    total: Gauge,
     per_address: DashMap<IpKey, usize>,
-    max_total: usize,
+    max_total: i64,
     max_per_address: usize,
     ipv6_prefix: u8,
     rates: Option<Rates<C>>,
 }
 
 impl Admit {
-    pub fn new(conf: &weir_conf::proxy::Proxy) -> Admit {
-        Admit::with_clock(conf, DefaultClock::default())
+    pub fn new(conf: &weir_conf::proxy::Proxy, connections: Gauge) -> Admit {
+        Admit { total: connections, ..Admit::with_clock(conf, DefaultClock::default()) }
     }
 }
 
 impl<C: Clock + Clone> Admit<C> {
     pub fn with_clock(conf: &weir_conf::proxy::Proxy, clock: C) -> Admit<C> {
         Admit {
-            total: AtomicUsize::new(0),
+            total: Gauge::default(),
             per_address: DashMap::new(),
-            max_total: if conf.max_connections == 0 { usize::MAX } else { conf.max_connections },
+            max_total: match conf.max_connections {
+                0 => i64::MAX,
+                limit => i64::try_from(limit).unwrap_or(i64::MAX),
+            },
             max_per_address: conf.max_connections_per_ip,
             ipv6_prefix: conf.ipv6_prefix,
             rates: conf.handshake_rate.and_then(|rate| Rates::new(rate.per_second, conf, clock)),
@@ -104,7 +109,7 @@ impl<C: Clock + Clone> Admit<C> {
     /// A place among all connections.
     pub fn connection(self: &Arc<Self>) -> Result<Place<C>, Refused> {
         let place = Place { admit: self.clone() };
-        if self.total.fetch_add(1, Ordering::Relaxed) >= self.max_total {
+        if self.total.inc() >= self.max_total {
             return Err(Refused::Total(RETRY_CONNECTIONS)); // dropping `place` gives it back
         }
         Ok(place)
@@ -144,7 +149,7 @@ pub struct Place<C: Clock = DefaultClock> {
 
 impl<C: Clock> Drop for Place<C> {
     fn drop(&mut self) {
-        self.admit.total.fetch_sub(1, Ordering::Relaxed);
+        self.admit.total.dec();
     }
 }
 
@@ -283,7 +288,7 @@ mod tests {
         assert!(admit.connection().is_err());
         drop(a);
         assert!(admit.connection().is_ok());
-        assert_eq!(admit.total.load(Ordering::Relaxed), 1);
+        assert_eq!(admit.total.get(), 1);
         drop(admit.address(ip("1.1.1.1")).unwrap());
         assert!(admit.per_address.is_empty());
     }

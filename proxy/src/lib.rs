@@ -139,7 +139,7 @@ impl Proxy {
         };
         let plain = pingora_proxy::http_proxy(&Arc::new(server::conf(&conf)), plain);
         let service = Service {
-            admit: Arc::new(Admit::new(&conf)),
+            admit: Arc::new(Admit::new(&conf, self.metrics.connections.clone())),
             trusted: Trusted::new(&conf.trusted),
             routes,
             node: self.node,

@@ -33,8 +33,11 @@ force_positioning = true
 allow_subscribe_for_client = true
 allow_subscribe_for_anonymous = true
 allow_publish_for_subscriber = true
+allow_publish_for_anonymous = true
 allow_presence_for_subscriber = true
+allow_presence_for_anonymous = true
 allow_history_for_subscriber = true
+allow_history_for_anonymous = true
 
 # A history that ends soon.
 [[channel.namespace]]
@@ -45,6 +48,15 @@ force_recovery = true
 force_positioning = true
 allow_subscribe_for_client = true
 allow_subscribe_for_anonymous = true
+
+# Who is there, and nothing kept of what was said.
+[[channel.namespace]]
+name = "room"
+presence = true
+allow_subscribe_for_client = true
+allow_subscribe_for_anonymous = true
+allow_publish_for_subscriber = true
+allow_publish_for_anonymous = true
 
 # Only with a token for the channel.
 [[channel.namespace]]

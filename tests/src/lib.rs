@@ -14,7 +14,7 @@ pub mod ports;
 pub mod process;
 pub mod systems;
 
-use std::future::Future;
+use std::future::{Future, IntoFuture};
 use std::time::{Duration, Instant};
 
 /// Every wait ends: long enough for a loaded machine, short enough to say what was waited for.

@@ -133,6 +133,7 @@ pub struct Process {
     pid: i32,
     admin: Port,
     log: Arc<Mutex<Vec<String>>>,
+    readers: Vec<std::thread::JoinHandle<()>>,
     _folder: TempDir,
 }
 
@@ -150,12 +151,12 @@ impl Process {
         let out = child.stdout.take().and_then(|o| o.into_owned_fd().ok()).expect("piped");
         let err = child.stderr.take().and_then(|o| o.into_owned_fd().ok()).expect("piped");
         // tokio's pipes do not block; a thread that reads wants one that does.
-        for fd in [out, err] {
+        let readers = [out, err].map(|fd| {
             let file = std::fs::File::from(fd);
             blocking(&file);
-            keep_lines(file, log.clone());
-        }
-        Process { name, child, pid, admin, log, _folder: folder }
+            keep_lines(file, log.clone())
+        });
+        Process { name, child, pid, admin, log, readers: readers.into(), _folder: folder }
     }
 
     pub fn pid(&self) -> i32 {
@@ -210,10 +211,14 @@ impl Process {
         self.exit().await;
     }
 
-    /// Waits for its end.
+    /// Waits for its end; the log is whole then.
     pub async fn exit(&mut self) -> ExitStatus {
         let what = format!("{} ends", self.name);
-        within(&what, self.child.wait()).await.unwrap_or_else(|e| panic!("{what}: {e}"))
+        let status = within(&what, self.child.wait()).await.unwrap_or_else(|e| panic!("{what}: {e}"));
+        for reader in self.readers.drain(..) {
+            reader.join().expect("a reader of the log");
+        }
+        status
     }
 
     pub fn has_ended(&mut self) -> bool {
@@ -242,7 +247,7 @@ fn blocking(file: &std::fs::File) {
     fcntl(file, FcntlArg::F_SETFL(OFlag::empty())).expect("a pipe's flags");
 }
 
-fn keep_lines(from: impl Read + Send + 'static, log: Arc<Mutex<Vec<String>>>) {
+fn keep_lines(from: impl Read + Send + 'static, log: Arc<Mutex<Vec<String>>>) -> std::thread::JoinHandle<()> {
     std::thread::spawn(move || {
         for line in BufReader::new(from).lines().map_while(Result::ok) {
             let mut log = log.lock().unwrap();
@@ -250,7 +255,7 @@ fn keep_lines(from: impl Read + Send + 'static, log: Arc<Mutex<Vec<String>>>) {
                 log.push(line);
             }
         }
-    });
+    })
 }
 
 /// Runs the binary to its end: exit code, standard output and standard error.

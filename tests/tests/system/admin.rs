@@ -27,10 +27,11 @@ async fn health_ready_and_metrics() {
         metrics.headers
     );
     assert!(metrics.body.ends_with("# EOF\n"));
-    for name in ["weir_node_connections", "weir_node_deliveries_total", "weir_node_handshakes_total"] {
+    for name in ["weir_node_connections", "weir_node_subscriptions", "weir_node_handshakes_total"] {
         assert_eq!(weir.process.metric(name, &[]).await, 1.0, "{name}");
     }
     for name in [
+        "weir_node_deliveries_total",
         "weir_node_bytes_in_total",
         "weir_node_bytes_out_total",
         "weir_proxy_connections",

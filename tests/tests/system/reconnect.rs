@@ -2,9 +2,12 @@
 
 use serde_json::{Value, json};
 use std::net::Ipv4Addr;
-use weir_tests::client::Client;
+use weir_tests::client::{Client, Open};
+use weir_tests::http::Api;
+use weir_tests::ports::Port;
+use weir_tests::process::Spec;
 use weir_tests::systems::Shipped;
-use weir_tests::{unique, until};
+use weir_tests::{conf, unique, until};
 
 /// Clients on both nodes, subscribed; where they are.
 async fn clients(system: &Shipped, channel: &str) -> (Vec<Client>, Value) {
@@ -71,27 +74,58 @@ async fn the_broker_is_killed_and_comes_back() {
         let publication = client.publication(&channel).await;
         assert_eq!((&publication["data"], &publication["offset"]), (&json!(3), &result["offset"]));
     }
+    let stats = system.api(0).ok("presence_stats", json!({"channel": channel})).await;
+    assert_eq!(stats["num_clients"], clients.len(), "who subscribed again is present again");
     let connections = system.nodes[0].metric("weir_node_connections", &[]).await
         + system.nodes[1].metric("weir_node_connections", &[]).await;
     assert_eq!(connections as usize, clients.len(), "some connection did not stay");
 }
 
-/// Who is there is known again to a broker that began anew, and channels without history go on.
+/// Channels without history have no place to lose: their subscribers stay, and a broker that began anew learns
+/// from the node who is there. Broker and node prove themselves by a secret here.
 #[tokio::test]
-async fn presence_and_plain_channels_are_back() {
-    let mut system = Shipped::start().await;
-    let channel = unique("chat:");
-    let (clients, _) = clients(&system, &channel).await;
-    let number = clients.len();
-    system.kill_broker().await;
-    system.start_broker().await;
-    for node in &system.nodes {
-        node.await_ready().await;
+async fn subscribers_of_channels_without_history_stay_and_are_present_again() {
+    let (broker_port, node_port) = (Port::free(), Port::free());
+    let listen = [("broker.listen", &broker_port)];
+    let broker = || Spec::text("broker", conf::broker()).start(&listen);
+    let first = broker().await;
+    let node = Spec::text("node", conf::node(broker_port.addr())).start(&[("node.listen", &node_port)]).await;
+    let api = Api { addr: node_port.addr(), key: conf::API_KEY.to_owned() };
+    let channel = unique("room:");
+    let (mut ann, mut bob) =
+        (Open::to(node_port.addr()).connect().await, Open::to(node_port.addr()).connect().await);
+    for client in [&mut ann, &mut bob] {
+        client.subscribe(&channel).await;
     }
-    until("all clients are present again", || async {
-        let stats = system.api(0).call("presence_stats", &json!({"channel": channel})).await;
-        let present = stats["result"]["num_clients"].as_u64();
-        if present == Some(number as u64) { Ok(()) } else { Err(stats.to_string()) }
+    first.kill_9().await;
+    let _second = broker().await;
+    node.await_ready().await;
+    until("both are present again", || async {
+        let stats = api.call("presence_stats", &json!({"channel": channel})).await;
+        if stats["result"]["num_clients"] == 2 { Ok(()) } else { Err(stats.to_string()) }
     })
     .await;
+    ann.ok("publish", json!({"channel": channel, "data": "still here"})).await;
+    for client in [&mut ann, &mut bob] {
+        assert_eq!(client.publication(&channel).await["data"], "still here");
+        client.fence().await;
+        client.assert_none("an unsubscribe", |m| m["push"].get("unsubscribe").is_some());
+    }
+}
+
+#[tokio::test]
+async fn a_node_with_another_secret_is_not_let_in() {
+    let (broker_port, node_port) = (Port::free(), Port::free());
+    let broker = Spec::text("broker", conf::broker()).start(&[("broker.listen", &broker_port)]).await;
+    let node = Spec::text("node", conf::node(broker_port.addr()))
+        .set("node.broker_secret", "another-secret-of-32-bytes-or-so")
+        .launch(&[("node.listen", &node_port)]);
+    until("it was refused", || async {
+        let refused = broker.metric("weir_broker_links_refused_total", &[]).await;
+        if refused >= 1.0 { Ok(()) } else { Err(refused.to_string()) }
+    })
+    .await;
+    let ready = weir_tests::http::get(node.admin(), "/ready").await;
+    assert_eq!(ready.status, 503, "{ready:?}");
+    assert!(broker.metric("weir_broker_nodes", &[]).await < 1.0);
 }
