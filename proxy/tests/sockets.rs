@@ -342,6 +342,24 @@ async fn a_drain_waits_for_tunnels_until_its_deadline() {
 }
 
 #[tokio::test]
+async fn a_drain_waits_for_handshakes_under_way() {
+    let (listener, addr) = listener().await;
+    let front = front(&[addr], |_| {});
+    let mut client = front.connect().await;
+    client.write_all(UPGRADE.as_bytes()).await.unwrap();
+    let (mut tcp, _) = listener.accept().await.unwrap();
+    head(&mut tcp).await;
+    front.drain.begin();
+    while TcpStream::connect(front.addr).await.is_ok() {
+        tokio::task::yield_now().await;
+    }
+    tcp.write_all(SWITCH.as_bytes()).await.unwrap();
+    assert!(head(&mut client).await.starts_with("HTTP/1.1 101 "));
+    drop((client, tcp));
+    timeout(HANGS, front.ended).await.unwrap().unwrap().unwrap();
+}
+
+#[tokio::test]
 async fn a_stop_ends_tunnels_at_once() {
     let front = front(&[server().await], |c| c.drain_timeout = Duration::from_secs(3600));
     let mut client = front.connect().await;
