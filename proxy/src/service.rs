@@ -209,19 +209,7 @@ impl Service {
         forward::mark_upgrade(&mut head.parts.headers);
         match (&route.target, &self.node) {
             (Target::Node(_), Some(node)) => {
-                access.upstream = Some("node".into());
-                self.metrics.handshake("handed_to_node");
-                let status = Status::default();
-                let exchange = Box::new(H1Exchange { client, status: status.clone() });
-                let permit = (places.place, places.address, own_address, busy, LogAtEnd { access, status });
-                let request = Request {
-                    head: head.parts,
-                    client: from.client,
-                    conn: from.conn,
-                    exchange,
-                    permit: Box::new(permit),
-                };
-                node.accept(request);
+                self.hand_over(node, client, head.parts, from, access, (places, own_address, busy));
                 Next::Done
             }
             (Target::Node(upstream) | Target::Upstream(upstream), _) => {
@@ -231,6 +219,24 @@ impl Service {
                 self.tunnel(client, places, own_address, busy, greeted, access).await
             }
         }
+    }
+
+    /// To the node of this process, which has the connection from here on.
+    fn hand_over(
+        &self,
+        node: &Arc<dyn Acceptor>,
+        client: Client,
+        head: http::request::Parts,
+        from: From,
+        mut access: Access,
+        held: (Places, Option<AddressPlace>, Busy),
+    ) {
+        access.upstream = Some("node".into());
+        self.metrics.handshake("handed_to_node");
+        let status = Status::default();
+        let exchange = Box::new(H1Exchange { client, status: status.clone() });
+        let permit = Box::new((held, LogAtEnd { access, status }));
+        node.accept(Request { head, client: from.client, conn: from.conn, exchange, permit });
     }
 
     async fn tunnel(

@@ -59,6 +59,14 @@ impl Front {
         TcpStream::connect(self.addr).await.unwrap()
     }
 
+    /// A tunnel.
+    async fn open(&self) -> TcpStream {
+        let mut client = self.connect().await;
+        client.write_all(UPGRADE.as_bytes()).await.unwrap();
+        assert!(head(&mut client).await.starts_with("HTTP/1.1 101 "));
+        client
+    }
+
     /// Sends it and reads until the proxy closes.
     async fn ask(&self, request: &str) -> String {
         let mut client = self.connect().await;
@@ -141,9 +149,7 @@ async fn answers(answer: &'static str) -> (SocketAddr, JoinHandle<String>) {
 async fn three_hundred_upgrades_one_after_the_other_all_hold() {
     let front = front(&[server().await], |_| {});
     for n in 0..300 {
-        let mut client = front.connect().await;
-        client.write_all(UPGRADE.as_bytes()).await.unwrap();
-        assert!(head(&mut client).await.starts_with("HTTP/1.1 101 "), "{n}");
+        let mut client = front.open().await;
         for word in [b"hello", b"again"] {
             client.write_all(word).await.unwrap();
             assert_eq!(exactly(&mut client, 5).await, word, "{n}");
@@ -178,10 +184,8 @@ async fn plain_requests_keep_the_connection_and_an_upgrade_may_follow() {
 async fn what_a_tunnelled_client_forges_is_overwritten() {
     let (listener, addr) = listener().await;
     let front = front(&[addr], |_| {});
-    let mut client = front.connect().await;
-    client.write_all(UPGRADE.as_bytes()).await.unwrap();
-    let (mut tcp, _) = listener.accept().await.unwrap();
-    let seen = head(&mut tcp).await;
+    front.connect().await.write_all(UPGRADE.as_bytes()).await.unwrap();
+    let seen = head(&mut listener.accept().await.unwrap().0).await;
     assert!(seen.contains("X-Forwarded-For: 127.0.0.1\r\n") && seen.contains("X-Forwarded-Proto: http\r\n"));
     assert!(!seen.contains("6.6.6.6") && !seen.contains("forged"), "{seen}");
 }
@@ -214,7 +218,10 @@ async fn an_ordinary_answer_is_passed_on_and_the_connection_ends() {
 }
 
 #[tokio::test]
-async fn bytes_after_the_request_wait_for_the_switch() {
+async fn a_silent_server_is_504_and_early_bytes_wait_for_the_switch() {
+    let (_silent, addr) = listener().await;
+    let impatient = front(&[addr], |c| c.handshake_timeout = Duration::from_millis(50));
+    assert!(impatient.ask(UPGRADE).await.starts_with("HTTP/1.1 504 "));
     let (listener, addr) = listener().await;
     let front = front(&[addr], |_| {});
     let mut client = front.connect().await;
@@ -227,13 +234,6 @@ async fn bytes_after_the_request_wait_for_the_switch() {
     assert_eq!(exactly(&mut tcp, 5).await, b"early");
     head(&mut client).await;
     assert_eq!(exactly(&mut client, 5).await, b"first");
-}
-
-#[tokio::test]
-async fn a_silent_server_is_504() {
-    let (_listener, addr) = listener().await;
-    let front = front(&[addr], |c| c.handshake_timeout = Duration::from_millis(50));
-    assert!(front.ask(UPGRADE).await.starts_with("HTTP/1.1 504 "));
 }
 
 #[tokio::test]
@@ -268,9 +268,7 @@ async fn limits_answer_with_a_time_to_come_back() {
         (Box::new(|c: &mut Conf| c.max_connections = 1), 503),
     ] {
         let front = front(&[server], limit);
-        let mut first = front.connect().await;
-        first.write_all(UPGRADE.as_bytes()).await.unwrap();
-        assert!(head(&mut first).await.starts_with("HTTP/1.1 101 "));
+        let _first = front.open().await;
         let got = front.ask(UPGRADE).await;
         assert!(got.starts_with(&format!("HTTP/1.1 {status} ")), "{got}");
         assert!(got.contains("Retry-After: "), "{got}");
@@ -282,9 +280,7 @@ async fn a_dead_server_is_passed_over_for_both_kinds_of_request() {
     let servers = [nowhere().await, server().await, nowhere().await];
     let front = front(&servers, |c| c.connect_tries = 3);
     for _ in 0..10 {
-        let mut client = front.connect().await;
-        client.write_all(UPGRADE.as_bytes()).await.unwrap();
-        assert!(head(&mut client).await.starts_with("HTTP/1.1 101 "));
+        let _open = front.open().await;
         let got = front.ask("GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").await;
         assert!(got.starts_with("HTTP/1.1 200 "), "{got}");
     }
@@ -330,9 +326,7 @@ async fn the_breaker_opens_and_lets_a_returning_server_in() {
 #[tokio::test]
 async fn a_drain_waits_for_tunnels_until_its_deadline() {
     let front = front(&[server().await], |c| c.drain_timeout = Duration::from_millis(300));
-    let mut client = front.connect().await;
-    client.write_all(UPGRADE.as_bytes()).await.unwrap();
-    head(&mut client).await;
+    let mut client = front.open().await;
     front.drain.begin();
     client.write_all(b"still").await.unwrap();
     assert_eq!(exactly(&mut client, 5).await, b"still");
@@ -362,9 +356,7 @@ async fn a_drain_waits_for_handshakes_under_way() {
 #[tokio::test]
 async fn a_stop_ends_tunnels_at_once() {
     let front = front(&[server().await], |c| c.drain_timeout = Duration::from_secs(3600));
-    let mut client = front.connect().await;
-    client.write_all(UPGRADE.as_bytes()).await.unwrap();
-    head(&mut client).await;
+    let mut client = front.open().await;
     front.drain.stop();
     assert_eq!(rest(&mut client).await, "");
     timeout(HANGS, front.ended).await.unwrap().unwrap().unwrap();
@@ -404,7 +396,6 @@ async fn the_node_of_this_process_gets_the_socket_itself() {
     assert_eq!(exactly(&mut client, 5).await, b"later");
     let got = front.ask("GET /api HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").await;
     assert!(got.starts_with("HTTP/1.1 200 ") && got.contains("GET /api HTTP/1.1"), "{got}");
-    // The connection counts until the node lets go of it.
     drop(client);
     front.drain.begin();
     timeout(HANGS, front.ended).await.unwrap().unwrap().unwrap();
