@@ -16,10 +16,11 @@ use tokio::process::{Child, Command};
 /// Lines kept of a process's log.
 const LOG_LINES: usize = 20_000;
 
-/// The binary, built when the first test asks: a test never runs yesterday's. `WEIR_BIN` names another.
+/// The binary, built when the first test asks: a test never runs yesterday's. `TEST_BINARY` names another
+/// (a name with `WEIR_` in front would be a key of the conf).
 pub fn binary() -> &'static Path {
     static BINARY: OnceLock<PathBuf> = OnceLock::new();
-    BINARY.get_or_init(|| match std::env::var_os("WEIR_BIN") {
+    BINARY.get_or_init(|| match std::env::var_os("TEST_BINARY") {
         Some(path) => path.into(),
         None => build(),
     })
@@ -170,6 +171,9 @@ impl Process {
     pub async fn await_ready(&self) {
         let admin = self.admin();
         until(&format!("{} is ready", self.name), || async move {
+            // A process that has ended will not become ready: fail now, with its log.
+            let gone = kill(Pid::from_raw(self.pid), None).is_err() || self.is_zombie();
+            assert!(!gone, "{} ended before it was ready", self.name);
             match http::try_raw(admin, b"GET /ready HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").await {
                 Ok(response) if response.status == 200 => Ok(()),
                 Ok(response) => Err(format!("{} {}", response.status, response.body)),
@@ -223,6 +227,12 @@ impl Process {
 
     pub fn has_ended(&mut self) -> bool {
         !matches!(self.child.try_wait(), Ok(None))
+    }
+
+    /// Ended, and not yet reaped.
+    fn is_zombie(&self) -> bool {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.pid)).unwrap_or_default();
+        stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('Z'))
     }
 
     /// Resident memory in KiB.
