@@ -18,7 +18,7 @@ pub use attachment::Attachment;
 use crate::metrics::Metrics;
 use crate::outlet::Outlet;
 use crate::router::{Ended, Receiver, Router};
-use crate::shard::{Now, Refusal, Shard, Slot};
+use crate::shard::{Holder, Now, Refusal, Shard, Slot};
 use bytes::Bytes;
 use slots::Slots;
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -122,8 +122,8 @@ impl Engine {
             self.with(&channel, |shard| shard.unsubscribe(slot, &channel));
         }
         self.send_marker(slot);
-        if leave {
-            self.expire_node(node);
+        if leave && let Some(holder) = self.slots.end_lease(node) {
+            self.remove_members_before(holder);
         }
         self.metrics.nodes.set(self.slots.attached() as i64);
         tracing::info!(%node, name = held.name, leave, "node detached");
@@ -134,14 +134,13 @@ impl Engine {
         let _again_at_the_next_tick = self.router.send(&self.slots.topic(slot), Bytes::new());
     }
 
-    fn expire_node(&self, node: NodeId) {
-        self.slots.forget(node);
+    fn remove_members_before(&self, holder: Holder) {
         let mut left = 0;
         for shard in &self.shards {
-            left += lock(shard).expire_node(node, &mut |slots, frame| self.deliver(slots, frame));
+            left += lock(shard).remove_members_before(holder, &mut |slots, frame| self.deliver(slots, frame));
         }
         if left > 0 {
-            tracing::info!(%node, left, "members of a node that is gone left");
+            tracing::info!(node = %holder.node, left, "members that a node holds no more left");
         }
     }
 
@@ -241,17 +240,24 @@ impl Engine {
         result
     }
 
-    /// The oldest publications of all channels go first.
+    /// The oldest publications of all channels go first, and no more of them than needed.
     fn keep_within_memory(&self, now: Instant) {
-        while self.bytes.load(Relaxed) > self.conf.history_memory {
-            let oldest = self.shards.iter().filter_map(|s| lock(s).oldest().map(|at| (at, s)));
-            let Some((_, shard)) = oldest.min_by_key(|(at, _)| *at) else { return };
-            // Several at once: finding the shard costs more than dropping.
-            let dropped = self.counted(shard, |s| (0..32).take_while(|_| s.drop_oldest(now)).count());
-            self.metrics.evicted.inc_by(dropped as u64);
-            if dropped == 0 {
+        loop {
+            let over = self.bytes.load(Relaxed).saturating_sub(self.conf.history_memory);
+            if over == 0 {
                 return;
             }
+            let mut ages: Vec<(Instant, &Mutex<Shard>)> =
+                self.shards.iter().filter_map(|s| lock(s).oldest().map(|at| (at, s))).collect();
+            ages.sort_unstable_by_key(|(at, _)| *at);
+            let Some((_, shard)) = ages.first() else { return };
+            // Several at once, as long as no other shard has an older one.
+            let next = ages.get(1).map(|(at, _)| *at);
+            let dropped = self.counted(shard, |s| {
+                let before = s.bytes();
+                (0..).take_while(|_| before - s.bytes() < over && s.drop_oldest(now, next)).count()
+            });
+            self.metrics.evicted.inc_by(dropped as u64);
         }
     }
 
@@ -264,8 +270,8 @@ impl Engine {
                 () = drain.stopped() => return,
             }
             let now = Instant::now();
-            for node in self.slots.expired(now, self.conf.node_lease) {
-                self.expire_node(node);
+            for holder in self.slots.end_leases(now, self.conf.node_lease) {
+                self.remove_members_before(holder);
             }
             for slot in self.slots.draining() {
                 self.send_marker(slot);
@@ -278,3 +284,7 @@ impl Engine {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "engine/tests.rs"]
+mod tests;

@@ -1,6 +1,7 @@
 //! Who is where: the members of a shard's channels, each held by the node of its client. Pure: it
 //! says what is to be announced, and the shard tells whom.
 
+use crate::shard::Holder;
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use weir_wire::envelope::{ClientInfo, Member, PresenceStats};
@@ -15,17 +16,18 @@ pub struct Presence {
 
 #[derive(Debug)]
 struct Held {
-    node: NodeId,
+    /// The attachment under which it was told last.
+    holder: Holder,
     member: Member,
 }
 
 impl Presence {
     /// Adds or replaces a member; a new one that wants it is to be announced as joined.
-    pub fn join(&mut self, node: NodeId, channel: &Arc<str>, member: Member) -> Option<ClientInfo> {
+    pub fn join(&mut self, holder: Holder, channel: &Arc<str>, member: Member) -> Option<ClientInfo> {
         let members = self.channels.entry(channel.clone()).or_default();
         let announce = member.announced.then(|| member.info.clone());
-        let old = members.insert(member.info.client.clone(), Held { node, member });
-        self.by_node.entry(node).or_default().insert(channel.clone());
+        let old = members.insert(member.info.client.clone(), Held { holder, member });
+        self.by_node.entry(holder.node).or_default().insert(channel.clone());
         match old {
             Some(old) if old.member.announced => None,
             _ => announce,
@@ -35,11 +37,11 @@ impl Presence {
     /// Removes a member that this node holds; one that was announced is to be announced as left.
     pub fn leave(&mut self, node: NodeId, channel: &str, client: &str) -> Option<ClientInfo> {
         let members = self.channels.get_mut(channel)?;
-        if members.get(client)?.node != node {
+        if members.get(client)?.holder.node != node {
             return None;
         }
         let held = members.remove(client)?;
-        if !members.values().any(|h| h.node == node) {
+        if !members.values().any(|h| h.holder.node == node) {
             self.forget(node, channel);
         }
         if self.channels.get(channel).is_some_and(HashMap::is_empty) {
@@ -48,19 +50,25 @@ impl Presence {
         held.member.announced.then_some(held.member.info)
     }
 
-    /// Removes all that a node held. Returns what is to be announced as left.
-    pub fn remove_node(&mut self, node: NodeId) -> Vec<(Arc<str>, ClientInfo)> {
-        let mut left = Vec::new();
+    /// Removes what the node told of under links before this one, and not again since. Returns
+    /// what is to be announced as left.
+    pub fn remove_before(&mut self, Holder { node, link }: Holder) -> Vec<(Arc<str>, ClientInfo)> {
+        let (mut left, mut kept) = (Vec::new(), HashSet::new());
         for channel in self.by_node.remove(&node).unwrap_or_default() {
             let Some(members) = self.channels.get_mut(&channel) else { continue };
-            for (_, held) in members.extract_if(|_, h| h.node == node) {
-                if held.member.announced {
-                    left.push((channel.clone(), held.member.info));
-                }
-            }
+            let gone = members.extract_if(|_, h| h.holder.node == node && h.holder.link < link);
+            let announced = gone.map(|(_, h)| h.member).filter(|m| m.announced);
+            left.extend(announced.map(|m| (channel.clone(), m.info)));
+            let any = members.values().any(|h| h.holder.node == node);
             if members.is_empty() {
                 self.channels.remove(&channel);
             }
+            if any {
+                kept.insert(channel);
+            }
+        }
+        if !kept.is_empty() {
+            self.by_node.insert(node, kept);
         }
         left
     }
@@ -95,8 +103,13 @@ impl Presence {
 mod tests {
     use super::*;
 
-    const A: NodeId = NodeId(1);
-    const B: NodeId = NodeId(2);
+    const A: Holder = Holder { node: NodeId(1), link: 1 };
+    const B: Holder = Holder { node: NodeId(2), link: 2 };
+    const LATER: u64 = 3;
+
+    fn end(p: &mut Presence, of: Holder) -> Vec<(Arc<str>, ClientInfo)> {
+        p.remove_before(Holder { link: LATER, ..of })
+    }
 
     fn member(user: &str, client: &str) -> Member {
         let info = ClientInfo { user: user.into(), client: client.into(), ..ClientInfo::default() };
@@ -110,21 +123,36 @@ mod tests {
         assert!(p.join(A, &ch, member("u", "c1")).is_none(), "replaced, not new");
         assert!(p.join(B, &ch, member("u", "c2")).is_some());
         assert_eq!(p.stats("ch"), PresenceStats { clients: 2, users: 1 });
-        assert!(p.leave(B, "ch", "c1").is_none(), "another node's member");
-        assert_eq!(p.leave(A, "ch", "c1").map(|i| i.client), Some("c1".into()));
-        assert!(p.leave(A, "ch", "c1").is_none());
-        assert!(p.remove_node(A).is_empty());
-        assert_eq!(p.remove_node(B).len(), 1);
+        assert!(p.leave(B.node, "ch", "c1").is_none(), "another node's member");
+        assert_eq!(p.leave(A.node, "ch", "c1").map(|i| i.client), Some("c1".into()));
+        assert!(p.leave(A.node, "ch", "c1").is_none());
+        assert!(end(&mut p, A).is_empty());
+        assert_eq!(end(&mut p, B).len(), 1);
         assert!(p.channels.is_empty() && p.by_node.is_empty(), "nothing is left behind");
+    }
+
+    #[test]
+    fn what_a_node_did_not_tell_again_leaves() {
+        let (mut p, ch) = (Presence::default(), Arc::<str>::from("ch"));
+        for client in ["c1", "c2"] {
+            p.join(A, &ch, member("u", client));
+        }
+        let back = Holder { link: LATER, ..A };
+        assert!(p.join(back, &ch, member("u", "c2")).is_none(), "it was there all the time");
+        let left: Vec<String> = end(&mut p, A).into_iter().map(|(_, i)| i.client).collect();
+        assert_eq!(left, ["c1"]);
+        assert!(end(&mut p, A).is_empty() && p.stats("ch").clients == 1);
+        assert_eq!(p.remove_before(Holder { link: LATER + 1, ..A }).len(), 1);
+        assert!(p.channels.is_empty() && p.by_node.is_empty());
     }
 
     #[test]
     fn quiet_members_are_not_announced_and_hidden_ones_not_listed() {
         let (mut p, ch) = (Presence::default(), Arc::<str>::from("ch"));
         assert!(p.join(A, &ch, Member { announced: false, ..member("u", "c1") }).is_none());
-        assert!(p.leave(A, "ch", "c1").is_none());
+        assert!(p.leave(A.node, "ch", "c1").is_none());
         assert!(p.join(A, &ch, Member { listed: false, ..member("u", "c2") }).is_some());
         assert_eq!((p.members("ch").len(), p.stats("ch")), (0, PresenceStats::default()));
-        assert!(p.remove_node(A).iter().all(|(c, i)| &**c == "ch" && i.client == "c2"));
+        assert!(end(&mut p, A).iter().all(|(c, i)| &**c == "ch" && i.client == "c2"));
     }
 }

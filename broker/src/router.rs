@@ -119,6 +119,14 @@ impl Router {
         self.in_flight.load(Relaxed)
     }
 
+    /// Makes the router's thread panic, by a topic that it is known not to bear: one that starts
+    /// with a character of several bytes.
+    #[cfg(test)]
+    pub fn kill(&self) {
+        let mut tx = self.tx.lock().unwrap();
+        let _ = tx.as_mut().unwrap().try_publish("ä", "x");
+    }
+
     fn landed(&self, size: usize) {
         let _always_some =
             self.in_flight.fetch_update(Relaxed, Relaxed, |held| Some(held.saturating_sub(size)));

@@ -16,8 +16,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use weir_wire::codec;
 use weir_wire::envelope::{
-    Body, ClientInfo, Delivery, History, HistoryQuery, Member, Position, PresenceStats, Publication, Publish,
-    Published, StreamOptions,
+    Body, Delivery, History, HistoryQuery, Member, Position, PresenceStats, Publication, Publish, Published,
+    StreamOptions,
 };
 use weir_wire::id::{Epoch, NodeId};
 use weir_wire::peer::FromBroker;
@@ -25,6 +25,13 @@ use weir_wire::peer::FromBroker;
 /// A place for an attached node; its number is used again when the node is gone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Slot(pub u16);
+
+/// Who holds a member: a node, by one of its attachments. Later ones have larger numbers.
+#[derive(Clone, Copy, Debug)]
+pub struct Holder {
+    pub node: NodeId,
+    pub link: u64,
+}
 
 /// Over a limit; nothing was changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,6 +75,36 @@ struct Channel {
 }
 
 impl Channel {
+    /// Into the stream, and to whoever is interested; or nothing, if it was there before.
+    fn publish(
+        &mut self,
+        now: Instant,
+        options: &StreamOptions,
+        publish: Publish,
+        deliver: Deliver<'_>,
+    ) -> Result<Published, Refusal> {
+        let Some(log) = &mut self.log else { return Err(Refusal::MaxChannels) };
+        if let Some(key) = &publish.idempotency_key
+            && let Some(first) = self.keys.as_mut().and_then(|k| k.get(now, key))
+        {
+            return Ok(first);
+        }
+        let mut published = Some(log.position());
+        if !log.is_stale(publish.version, &publish.version_epoch) {
+            let Position { epoch, offset } = log.next();
+            let publication =
+                Publication { offset, data: publish.data, info: publish.info, tags: publish.tags };
+            let publication = send(publish.channel, Some(epoch), publication, &self.nodes, deliver)?;
+            log.append(now, options, publication);
+            log.set_version(publish.version, publish.version_epoch);
+            published = Some(log.position());
+        }
+        if let Some(key) = publish.idempotency_key {
+            self.keys.get_or_insert_default().insert(now, key, published);
+        }
+        Ok(published)
+    }
+
     fn bytes(&self) -> usize {
         self.log.as_ref().map_or(0, ChannelLog::bytes) + self.keys.as_ref().map_or(0, |k| k.bytes())
     }
@@ -125,31 +162,9 @@ impl Shard {
         let Some(options) = publish.stream else { return self.publish_live(now, publish, deliver) };
         let key = self.stream(now, &publish.channel, &options)?;
         let (before, channel) = self.channel(&key);
-        let Some(log) = &mut channel.log else { return Err(Refusal::MaxChannels) };
-        if let Some(idempotency_key) = &publish.idempotency_key
-            && let Some(first) = channel.keys.as_mut().and_then(|k| k.get(now.at, idempotency_key))
-        {
-            return Ok(first);
-        }
-        let mut published = Some(log.position());
-        if !log.is_stale(publish.version, &publish.version_epoch) {
-            let next = log.next();
-            published = Some(next);
-            let publication = Publication {
-                offset: next.offset,
-                data: publish.data,
-                info: publish.info,
-                tags: publish.tags,
-            };
-            let publication = send(publish.channel, Some(next.epoch), publication, &channel.nodes, deliver)?;
-            log.append(now.at, &options, publication);
-            log.set_version(publish.version, publish.version_epoch);
-        }
-        if let Some(idempotency_key) = publish.idempotency_key {
-            channel.keys.get_or_insert_default().insert(now.at, idempotency_key, published);
-        }
+        let published = channel.publish(now.at, &options, publish, deliver);
         self.settle(&key, before, now.at);
-        Ok(published)
+        published
     }
 
     /// A channel without history: whoever is interested now, and no trace.
@@ -163,11 +178,14 @@ impl Shard {
             let key = self.name(&publish.channel);
             let (before, channel) = self.channel(&key);
             let keys = channel.keys.get_or_insert_default();
-            if let Some(first) = keys.get(now.at, &idempotency_key) {
+            let repeated = keys.get(now.at, &idempotency_key);
+            if repeated.is_none() {
+                keys.insert(now.at, idempotency_key, None);
+            }
+            self.settle(&key, before, now.at);
+            if let Some(first) = repeated {
                 return Ok(first);
             }
-            keys.insert(now.at, idempotency_key, None);
-            self.settle(&key, before, now.at);
         }
         if let Some(channel) = self.channels.get(publish.channel.as_str()) {
             let publication =
@@ -239,9 +257,9 @@ impl Shard {
     }
 
     /// With `quiet`, nothing is announced: the member was there before, this broker was not.
-    pub fn join(&mut self, node: NodeId, channel: &str, member: Member, quiet: bool, deliver: Deliver<'_>) {
+    pub fn join(&mut self, holder: Holder, channel: &str, member: Member, quiet: bool, deliver: Deliver<'_>) {
         let key = self.channels.get_key_value(channel).map_or_else(|| channel.into(), |(k, _)| k.clone());
-        if let Some(info) = self.presence.join(node, &key, member)
+        if let Some(info) = self.presence.join(holder, &key, member)
             && !quiet
         {
             self.announce(channel, Body::Join(info), deliver);
@@ -254,9 +272,10 @@ impl Shard {
         }
     }
 
-    /// The node's lease ended.
-    pub fn expire_node(&mut self, node: NodeId, deliver: Deliver<'_>) -> usize {
-        let left: Vec<(Arc<str>, ClientInfo)> = self.presence.remove_node(node);
+    /// Takes away the members that the node told of before the holder's link: its lease ended, or
+    /// it told anew what it holds.
+    pub fn remove_members_before(&mut self, holder: Holder, deliver: Deliver<'_>) -> usize {
+        let left = self.presence.remove_before(holder);
         let count = left.len();
         for (channel, info) in left {
             self.announce(&channel, Body::Leave(info), deliver);
@@ -290,9 +309,11 @@ impl Shard {
         self.by_age.peek().map(|Reverse((at, _))| *at)
     }
 
-    /// Drops the oldest publication of all channels here. Returns false if there was nothing.
-    pub fn drop_oldest(&mut self, now: Instant) -> bool {
-        while let Some(Reverse((at, key))) = self.by_age.pop() {
+    /// Drops the oldest publication of all channels here. Returns false if there is none, or none
+    /// that is not after `until`.
+    pub fn drop_oldest(&mut self, now: Instant, until: Option<Instant>) -> bool {
+        while self.oldest().is_some_and(|at| until.is_none_or(|until| at <= until)) {
+            let Some(Reverse((at, key))) = self.by_age.pop() else { return false };
             let Some(channel) = self.channels.get_mut(&key) else { continue };
             channel.in_age = false;
             let before = channel.bytes();

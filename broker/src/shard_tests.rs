@@ -1,3 +1,5 @@
+//! The shard as a pure state machine: offsets, history, interest, presence.
+
 use super::*;
 
 const OPTIONS: StreamOptions = StreamOptions { size: 100, ttl_ms: 10_000, meta_ttl_ms: 60_000 };
@@ -81,6 +83,20 @@ fn a_repeated_key_and_a_late_version_publish_nothing() {
 }
 
 #[test]
+fn a_repeat_that_finds_other_keys_expired_keeps_the_sum_right() {
+    let (mut shard, t0) = (Shard::default(), Instant::now());
+    let at = |s| now_at(t0 + Duration::from_secs(s));
+    for stream in [Some(OPTIONS), None] {
+        let keyed = |key: &str| Publish { stream, idempotency_key: Some(key.into()), ..publish("c", "x") };
+        run(&mut shard, at(0), keyed("early"));
+        run(&mut shard, at(200), keyed("late"));
+        run(&mut shard, at(301), keyed("late")); // A repeat; "early" has just expired.
+        while shard.sweep(t0 + Duration::from_secs(3600), 100) {}
+        assert_eq!(shard.bytes(), 0, "with stream {stream:?}");
+    }
+}
+
+#[test]
 fn the_oldest_of_all_channels_goes_first() {
     let (mut shard, t0) = (Shard::default(), Instant::now());
     let at = |s| now_at(t0 + Duration::from_secs(s));
@@ -89,7 +105,7 @@ fn the_oldest_of_all_channels_goes_first() {
     }
     let full = shard.bytes();
     let mut seen = Vec::new();
-    while shard.drop_oldest(t0) {
+    while shard.drop_oldest(t0, None) {
         let mut left = data(&shard.history(at(3), "a", &ALL, &OPTIONS).unwrap());
         left.extend(data(&shard.history(at(3), "b", &ALL, &OPTIONS).unwrap()));
         seen.push(left.join(" "));
@@ -106,7 +122,8 @@ fn the_oldest_of_all_channels_goes_first() {
         );
     }
     run(&mut shard, at(4), publish("b", "older than y"));
-    assert!(shard.drop_oldest(t0));
+    assert!(!shard.drop_oldest(t0, Some(t0 + Duration::from_millis(3_999))), "nothing that old");
+    assert!(shard.drop_oldest(t0, None));
     assert_eq!(data(&shard.history(at(5), "a", &ALL, &OPTIONS).unwrap()), ["y"]);
 }
 

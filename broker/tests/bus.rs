@@ -26,7 +26,6 @@ enum Kind {
 
 /// A broker and its nodes, all of one kind.
 struct System {
-    kind: Kind,
     conf: Config,
     broker: Option<Broker>,
     drain: Drain,
@@ -54,7 +53,7 @@ impl System {
                 None
             }
         };
-        System { kind, conf, broker, drain }
+        System { conf, broker, drain }
     }
 
     /// Attaches a node, and waits until it is.

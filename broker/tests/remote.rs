@@ -91,8 +91,12 @@ struct Running {
 
 impl Running {
     async fn start(listen: SocketAddr, secret: &str) -> Running {
+        Running::with(broker_conf(listen, secret)).await
+    }
+
+    async fn with(conf: broker::Broker) -> Running {
         let mut registry = Registry::default();
-        let broker = Broker::bind(&broker_conf(listen, secret), &mut registry).await.unwrap();
+        let broker = Broker::bind(&conf, &mut registry).await.unwrap();
         let (addr, drain) = (broker.local_addr(), Drain::new());
         let task = tokio::spawn(broker.run(drain.clone()));
         Running { addr, drain, task, registry }
@@ -223,7 +227,9 @@ async fn members(bus: &Arc<dyn Bus>) -> Vec<String> {
 
 #[tokio::test]
 async fn two_nodes_exchange_messages() {
-    let broker = Running::any("s3cret").await;
+    // A lease that does not end here: who leaves has left by himself.
+    let conf = broker_conf("127.0.0.1:0".parse().unwrap(), "s3cret");
+    let broker = Running::with(broker::Broker { node_lease: Duration::from_secs(300), ..conf }).await;
     let (mut a, mut b) = (Node::up(1, broker.addr, "s3cret").await, Node::up(2, broker.addr, "s3cret").await);
     for node in [&a, &b] {
         assert_eq!(soon(node.bus.subscribe("news".into(), Some(STREAM))).await.unwrap().unwrap().offset, 0);
@@ -243,9 +249,12 @@ async fn two_nodes_exchange_messages() {
     // A node that stops takes its members along at once.
     a.drain.stop();
     assert_eq!(soon(a.inbox.next()).await, None);
-    while members(&b.bus).await != Vec::<String>::new() {
-        tokio::task::yield_now().await;
-    }
+    soon(async {
+        while !members(&b.bus).await.is_empty() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await;
     broker.stop().await;
 }
 

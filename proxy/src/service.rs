@@ -167,20 +167,9 @@ impl Service {
                 return self.answer(client, &access, bad.status, None, bad.why).await;
             }
         };
-        let admitted = match (from.trusted, websocket) {
-            (true, _) => self.admit.address(from.client),
-            (false, _) => Ok(None),
-        };
-        let admitted = admitted.and_then(|address| match websocket {
-            true => self.admit.handshake(from.client).map(|()| address),
-            false => Ok(address),
-        });
-        let own_address = match admitted {
+        let own_address = match self.admit_one(&from, websocket) {
             Ok(address) => address,
             Err(refused) => {
-                if websocket {
-                    self.metrics.handshake(refused.cause());
-                }
                 self.refuse(client, refused, Some(&access)).await;
                 return Next::Done;
             }
@@ -229,6 +218,16 @@ impl Service {
                 self.tunnel(client, places, own_address, greeted, access).await
             }
         }
+    }
+
+    /// A handshake by its rate; behind a trusted peer the client's own address by its connections, too.
+    fn admit_one(&self, from: &From, websocket: bool) -> Result<Option<AddressPlace>, Refused> {
+        let address = if from.trusted { self.admit.address(from.client) } else { Ok(None) };
+        if !websocket {
+            return address;
+        }
+        let admitted = address.and_then(|address| self.admit.handshake(from.client).map(|()| address));
+        admitted.inspect_err(|refused| self.metrics.handshake(refused.cause()))
     }
 
     async fn tunnel(

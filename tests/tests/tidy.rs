@@ -32,7 +32,8 @@ const MAX_FILE_LINES: usize = 400;
 const MAX_FUNCTION_LINES: usize = 70;
 
 /// Longer than the limit, each with its reason.
-const LONGER: &[(&str, &str)] = &[];
+const LONGER: &[(&str, &str)] =
+    &[("broker/src/shard.rs", "one state machine: what it can be asked stands in one place")];
 
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned()
@@ -102,6 +103,9 @@ fn files_open_with_their_purpose_and_keep_their_size() {
         if !text.starts_with("//!") {
             wrong.push(format!("{name}: does not open with what it is for"));
         }
+        if is_test(&path) {
+            continue;
+        }
         // Tests stand last in a file and do not count.
         let code = text.find("#[cfg(test)]\nmod ").map_or(text.as_str(), |at| &text[..at]);
         if longer.contains(name.as_str()) {
@@ -116,6 +120,11 @@ fn files_open_with_their_purpose_and_keep_their_size() {
         }
     }
     assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+/// A file of unit tests beside its module.
+fn is_test(path: &Path) -> bool {
+    path.file_name().and_then(|n| n.to_str()).is_some_and(|n| n == "tests.rs" || n.ends_with("_tests.rs"))
 }
 
 /// Relies on rustfmt: a function ends at the `}` that stands as deep as its `fn`.

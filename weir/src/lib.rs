@@ -111,7 +111,7 @@ impl Weir {
     /// False if a tier ended by itself.
     pub async fn run(self, drain: Drain) -> bool {
         let drains = self.drains;
-        let checks = checks(self.node.as_ref().map(|(node, ..)| node.health()), drains.front.clone());
+        let checks = checks(self.node.as_ref().map(|(node, ..)| node.health()));
         let admin = self.admin.map(|a| tokio::spawn(a.run(self.registry, checks, drains.admin.clone())));
         let ended = CancellationToken::new();
         let broker = self.broker.map(|b| tier(&ended, b.run(drains.broker.clone())));
@@ -131,6 +131,8 @@ impl Weir {
             tracing::error!("a tier ended by itself; stopping the others");
         }
         drains.stop_all_when_stopped(&drain);
+        // It goes on serving, but says that this process is about to go.
+        drains.admin.begin();
         drains.front.begin();
         finish(front).await;
         drains.broker.begin();
@@ -171,21 +173,16 @@ fn bind_node(
     Ok((node, bus, inbox))
 }
 
-fn checks(node: Option<Arc<Health>>, front: Drain) -> Vec<(&'static str, Check)> {
-    let draining = move || match front.has_begun() {
-        true => Err(format!("{} connections remain", front.remaining())),
-        false => Ok(()),
-    };
-    let mut checks: Vec<(&'static str, Check)> = vec![("draining", Box::new(draining))];
-    let Some(health) = node else { return checks };
+fn checks(node: Option<Arc<Health>>) -> Vec<(&'static str, Check)> {
+    let Some(health) = node else { return Vec::new() };
     let bus = health.clone();
-    checks.push((
-        "node",
-        Box::new(move || health.is_ready().then_some(()).ok_or_else(|| "not accepting clients".into())),
-    ));
-    checks
-        .push(("broker link", Box::new(move || bus.bus_is_up().then_some(()).ok_or_else(|| "down".into()))));
-    checks
+    vec![
+        (
+            "node",
+            Box::new(move || health.is_ready().then_some(()).ok_or_else(|| "not accepting clients".into())),
+        ),
+        ("broker link", Box::new(move || bus.bus_is_up().then_some(()).ok_or_else(|| "down".into()))),
+    ]
 }
 
 /// Runs a tier; `ended` is cancelled when it ends, by a panic too.

@@ -77,7 +77,9 @@ impl Attachment {
             }
             Op::Join { channel, member } => {
                 engine.with(&channel, |s| {
-                    s.join(node, &channel, member, false, &mut |slots, f| engine.deliver(slots, f));
+                    s.join(self.held.holder(), &channel, member, false, &mut |slots, f| {
+                        engine.deliver(slots, f)
+                    });
                 });
                 Outcome::Done
             }
@@ -124,23 +126,26 @@ impl Attachment {
         Outcome::Survey(ending.end())
     }
 
-    /// Interest and members from before a break of the link; nothing is announced.
+    /// Interest and members from before a break of the link. Nothing is announced, unless the
+    /// members were announced as gone because the node was away for longer than its lease.
     pub fn restore(&self, restore: Restore) {
         for (channel, stream) in restore.interest {
             if let Err(refusal) = self.call_now(Op::Subscribe { channel, stream }) {
                 tracing::warn!(node = %self.held.node, ?refusal, "interest could not be restored");
             }
         }
-        let (engine, node) = (&self.engine, self.held.node);
+        let (engine, holder, quiet) = (&self.engine, self.held.holder(), !self.held.was_expired);
         for (channel, member) in restore.members {
             engine.with(&channel, |s| {
-                s.join(node, &channel, member, true, &mut |slots, f| engine.deliver(slots, f));
+                s.join(holder, &channel, member, quiet, &mut |slots, f| engine.deliver(slots, f));
             });
         }
     }
 
-    /// Has the receiving task send this node the positions of all its interest.
+    /// All is restored: members that were not told again are gone, and the receiving task sends
+    /// this node the positions of all its interest.
     pub fn resync(&self) {
+        self.engine.remove_members_before(self.held.holder());
         self.held.lost.store(true, Relaxed);
         self.engine.any_lost.store(true, Relaxed);
         self.engine.wake();

@@ -3,9 +3,9 @@
 
 use super::lock;
 use crate::outlet::Outlet;
-use crate::shard::Slot;
+use crate::shard::{Holder, Slot};
 use bytes::Bytes;
-use std::collections::{HashMap, HashSet};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant};
@@ -16,6 +16,10 @@ use weir_wire::topic;
 pub struct Held {
     pub slot: Slot,
     pub node: NodeId,
+    /// Tells this attachment from earlier and later ones.
+    pub link: u64,
+    /// Its lease had ended: what it tells of again was announced as gone, and is as back.
+    pub was_expired: bool,
     pub name: String,
     pub topic: Bytes,
     pub outlet: Arc<dyn Outlet>,
@@ -35,9 +39,20 @@ pub struct Slots {
     places: RwLock<Vec<Place>>,
     topics: Vec<Bytes>,
     control: Bytes,
-    /// Nodes that hold members without being attached, and since when.
-    gone: Mutex<HashMap<NodeId, Instant>>,
+    leases: Mutex<Leases>,
 }
+
+#[derive(Default)]
+struct Leases {
+    /// Nodes that hold members without being attached, and since when.
+    gone: HashMap<NodeId, Instant>,
+    /// The last ones whose lease ended.
+    expired: VecDeque<NodeId>,
+    links: u64,
+}
+
+/// Ended leases that are remembered.
+const REMEMBERED: usize = 1024;
 
 impl Slots {
     pub fn new(count: usize) -> Slots {
@@ -46,7 +61,7 @@ impl Slots {
             places: RwLock::new((0..count).map(|_| Place::Free).collect()),
             topics: (0..count).map(|slot| topic::inbox(slot).into()).collect(),
             control: Bytes::from_static(topic::CONTROL.as_bytes()),
-            gone: Mutex::default(),
+            leases: Mutex::default(),
         }
     }
 
@@ -62,9 +77,15 @@ impl Slots {
     pub fn take(&self, node: NodeId, name: &str, outlet: Arc<dyn Outlet>) -> Option<Arc<Held>> {
         let mut places = self.places.write().unwrap_or_else(PoisonError::into_inner);
         let free = places.iter().position(|p| matches!(p, Place::Free))?;
+        // Under one lock with the end of a lease: a node is back in time, or it is not.
+        let mut leases = lock(&self.leases);
+        leases.gone.remove(&node);
+        leases.links += 1;
         let held = Arc::new(Held {
             slot: Slot(free as u16),
             node,
+            link: leases.links,
+            was_expired: leases.expired.contains(&node),
             name: name.to_owned(),
             topic: self.topics[free].clone(),
             outlet,
@@ -72,7 +93,6 @@ impl Slots {
             interest: Mutex::default(),
         });
         places[free] = Place::Held(held.clone());
-        lock(&self.gone).remove(&node);
         Some(held)
     }
 
@@ -84,7 +104,7 @@ impl Slots {
             Place::Held(held) if held.node == node => {
                 let held = held.clone();
                 *place = Place::Draining;
-                lock(&self.gone).insert(node, now);
+                lock(&self.leases).gone.insert(node, now);
                 Some(held)
             }
             _ => None,
@@ -130,18 +150,37 @@ impl Slots {
         self.all().len()
     }
 
-    pub fn forget(&self, node: NodeId) {
-        lock(&self.gone).remove(&node);
+    /// Ends leases that have run for `lease`. What these nodes hold from before their links (the
+    /// next ones they would get) is to be taken away.
+    pub fn end_leases(&self, now: Instant, lease: Duration) -> Vec<Holder> {
+        let mut leases = lock(&self.leases);
+        let due = |since: &Instant| now.duration_since(*since) >= lease;
+        let over: Vec<NodeId> = leases.gone.extract_if(|_, since| due(since)).map(|(node, _)| node).collect();
+        over.into_iter().map(|node| leases.end(node)).collect()
     }
 
-    /// Nodes whose lease is over.
-    pub fn expired(&self, now: Instant, lease: Duration) -> Vec<NodeId> {
-        let gone = lock(&self.gone);
-        gone.iter().filter(|(_, since)| now.duration_since(**since) >= lease).map(|(node, _)| *node).collect()
+    /// Ends one at once, unless the node is back.
+    pub fn end_lease(&self, node: NodeId) -> Option<Holder> {
+        let mut leases = lock(&self.leases);
+        leases.gone.remove(&node).map(|_| leases.end(node))
+    }
+}
+
+impl Leases {
+    fn end(&mut self, node: NodeId) -> Holder {
+        self.expired.push_back(node);
+        if self.expired.len() > REMEMBERED {
+            self.expired.pop_front();
+        }
+        Holder { node, link: self.links + 1 }
     }
 }
 
 impl Held {
+    pub fn holder(&self) -> Holder {
+        Holder { node: self.node, link: self.link }
+    }
+
     pub fn add_interest(&self, channel: Arc<str>) {
         lock(&self.interest).insert(channel);
     }

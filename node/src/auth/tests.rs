@@ -1,3 +1,5 @@
+//! Tokens of each algorithm, good and bad.
+
 use super::*;
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;

@@ -76,7 +76,10 @@ impl Mirror {
             }
             Change::Join(key, member) => {
                 self.departed.remove(&key);
-                self.members.insert(key, Held { member, told: Told::No });
+                // The broker has one that was told: restoring it replaces it, and nobody came or left.
+                let told = self.members.get(&key).is_some_and(|held| held.told == Told::Yes);
+                let told = if told { Told::Yes } else { Told::No };
+                self.members.insert(key, Held { member, told });
             }
             Change::Leave(key) => {
                 // Of one that was not here there is nothing to tell.
@@ -275,6 +278,11 @@ mod tests {
         let restored: Vec<_> = m.restores().into_iter().flat_map(|r| r.members).collect();
         assert_eq!(restored, [("c".to_string(), member("told"))]);
         assert_eq!(m.untold(), [Op::Join { channel: "c".into(), member: member("new") }]);
+        let changed = Member { listed: false, ..member("told") };
+        m.apply_unlinked(Change::Join(("c".into(), "told".into()), changed.clone()));
+        let restored: Vec<_> = m.restores().into_iter().flat_map(|r| r.members).collect();
+        assert_eq!(restored, [("c".to_string(), changed)], "replaced, neither left nor came");
+        assert_eq!(m.untold().len(), 1);
     }
 
     #[test]
