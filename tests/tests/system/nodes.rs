@@ -43,7 +43,8 @@ async fn each_knows_who_is_at_the_other() {
     both.sort();
     assert_eq!(ids, both);
     let info = nodes.api(0).ok("info", json!({})).await;
-    let clients: Vec<_> = info["nodes"].as_array().unwrap().iter().map(|n| n["num_clients"].clone()).collect();
+    let clients: Vec<_> =
+        info["nodes"].as_array().unwrap().iter().map(|n| n["num_clients"].clone()).collect();
     assert_eq!(clients, [1, 1], "{info}");
     let channels = nodes.api(0).ok("channels", json!({"pattern": channel})).await;
     assert_eq!(channels["channels"][&channel]["num_clients"], 2, "{channels}");
