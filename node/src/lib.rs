@@ -2,7 +2,7 @@
 //! recovery, heartbeats, the slow-consumer policy. The only crate that knows WebSocket frames and
 //! client protocols.
 //!
-//! Read in this order: [`session`] (one connection, without its socket), `conn` (the task around
+//! Read in this order: `session` (one connection, without its socket), `conn` (the task around
 //! it), `hub` (who listens to what, and the fan-out), `interest` (what the bus is told).
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 

@@ -26,7 +26,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::timeout;
 use weir_core::accept::{Acceptor, Request};
-use weir_core::drain::Drain;
+use weir_core::drain::{Busy, Drain};
 use weir_wire::hop::REQUEST_ID;
 use weir_wire::id::ConnId;
 
@@ -159,6 +159,8 @@ impl Service {
         from: From,
         shutdown: &ShutdownWatch,
     ) -> Next {
+        // From here on, and not only once there is a tunnel: a drain waits for handshakes too.
+        let busy = self.drain.busy();
         let mut access = Access::new(&head.parts, from.conn.clone(), from.client);
         let websocket = match is_websocket(&head) {
             Ok(websocket) => websocket,
@@ -190,32 +192,14 @@ impl Service {
         forward::mark_upgrade(&mut head.parts.headers);
         match (&route.target, &self.node) {
             (Target::Node(_), Some(node)) => {
-                access.upstream = Some("node".into());
-                self.metrics.handshake("handed_to_node");
-                let status = Status::default();
-                let exchange = Box::new(H1Exchange { client, status: status.clone() });
-                let permit = (
-                    places.place,
-                    places.address,
-                    own_address,
-                    self.drain.busy(),
-                    LogAtEnd { access, status },
-                );
-                let request = Request {
-                    head: head.parts,
-                    client: from.client,
-                    conn: from.conn,
-                    exchange,
-                    permit: Box::new(permit),
-                };
-                node.accept(request);
+                self.hand_over(node, client, head.parts, from, access, (places, own_address, busy));
                 Next::Done
             }
             (Target::Node(upstream) | Target::Upstream(upstream), _) => {
                 access.upstream = Some(upstream.name.clone());
                 let mut plan = upstream.plan(&sticky_key(&route.sticky, &head.parts, from.client));
                 let greeted = tunnel::greet(&mut plan, &head.parts, self.deadlines, &mut access).await;
-                self.tunnel(client, places, own_address, greeted, access).await
+                self.tunnel(client, places, own_address, busy, greeted, access).await
             }
         }
     }
@@ -230,11 +214,30 @@ impl Service {
         admitted.inspect_err(|refused| self.metrics.handshake(refused.cause()))
     }
 
+    /// To the node of this process, which has the connection from here on.
+    fn hand_over(
+        &self,
+        node: &Arc<dyn Acceptor>,
+        client: Client,
+        head: http::request::Parts,
+        from: From,
+        mut access: Access,
+        held: (Places, Option<AddressPlace>, Busy),
+    ) {
+        access.upstream = Some("node".into());
+        self.metrics.handshake("handed_to_node");
+        let status = Status::default();
+        let exchange = Box::new(H1Exchange { client, status: status.clone() });
+        let permit = Box::new((held, LogAtEnd { access, status }));
+        node.accept(Request { head, client: from.client, conn: from.conn, exchange, permit });
+    }
+
     async fn tunnel(
         self: &Arc<Self>,
         client: Client,
         places: Places,
         own_address: Option<AddressPlace>,
+        busy: Busy,
         greeted: Greeted,
         access: Access,
     ) -> Next {
@@ -272,7 +275,7 @@ impl Service {
                     metrics: self.metrics.clone(),
                     closing: self.closing.clone(),
                     idle: self.idle_timeout,
-                    permit: (places.place, places.address.or(own_address), self.drain.busy()),
+                    permit: (places.place, places.address.or(own_address), busy),
                 };
                 // A task of its own: the memory of this one, sized for Pingora's path, is free again.
                 tokio::spawn(tunnel::run(Relay::new(tcp, from_client, server, from_server), Box::new(held)));
@@ -290,7 +293,6 @@ impl Service {
         wants_close: bool,
         shutdown: &ShutdownWatch,
     ) -> Next {
-        let _busy = self.drain.busy();
         client.gate(head.body);
         let mut session = ServerSession::new_http1(Box::new(client));
         session.set_pipelined_prefix(plain::head_bytes(&head.parts));

@@ -15,12 +15,13 @@ use tokio::process::{Child, Command};
 
 /// Lines kept of a process's log.
 const LOG_LINES: usize = 20_000;
+/// Ours, and no key of the conf: not for the processes under test.
+const BIN: &str = "WEIR_BIN";
 
-/// The binary, built when the first test asks: a test never runs yesterday's. `TEST_BINARY` names another
-/// (a name with `WEIR_` in front would be a key of the conf).
+/// The binary, built when the first test asks: a test never runs yesterday's. `WEIR_BIN` names another.
 pub fn binary() -> &'static Path {
     static BINARY: OnceLock<PathBuf> = OnceLock::new();
-    BINARY.get_or_init(|| match std::env::var_os("TEST_BINARY") {
+    BINARY.get_or_init(|| match std::env::var_os(BIN) {
         Some(path) => path.into(),
         None => build(),
     })
@@ -104,6 +105,7 @@ impl Spec {
         set.extend(listeners.iter().map(|(key, port)| ((*key).to_owned(), port.to_string())));
         set.push(("admin.listen".to_owned(), admin.to_string()));
         let mut command = Command::new(binary());
+        command.env_remove(BIN);
         match &self.source {
             Source::Demo => {
                 let variable = |key: &str| format!("WEIR_{}", key.replace('.', "__").to_uppercase());
@@ -271,6 +273,7 @@ fn keep_lines(from: impl Read + Send + 'static, log: Arc<Mutex<Vec<String>>>) ->
 /// Runs the binary to its end: exit code, standard output and standard error.
 pub async fn run(arguments: &[&str]) -> (i32, String, String) {
     let command = Command::new(binary())
+        .env_remove(BIN)
         .args(arguments)
         .current_dir(conf::repo())
         .stdin(Stdio::null())
