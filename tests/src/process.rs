@@ -173,6 +173,9 @@ impl Process {
     pub async fn await_ready(&self) {
         let admin = self.admin();
         until(&format!("{} is ready", self.name), || async move {
+            // A process that has ended will not become ready: fail now, with its log.
+            let gone = kill(Pid::from_raw(self.pid), None).is_err() || self.is_zombie();
+            assert!(!gone, "{} ended before it was ready", self.name);
             match http::try_raw(admin, b"GET /ready HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").await {
                 Ok(response) if response.status == 200 => Ok(()),
                 Ok(response) => Err(format!("{} {}", response.status, response.body)),
@@ -226,6 +229,12 @@ impl Process {
 
     pub fn has_ended(&mut self) -> bool {
         !matches!(self.child.try_wait(), Ok(None))
+    }
+
+    /// Ended, and not yet reaped.
+    fn is_zombie(&self) -> bool {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.pid)).unwrap_or_default();
+        stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('Z'))
     }
 
     /// Resident memory in KiB.

@@ -3,6 +3,7 @@
 use crate::client::Open;
 use crate::conf::{self, API_KEY};
 use crate::http::Api;
+use crate::net::Link;
 use crate::ports::Port;
 use crate::process::{Process, Spec};
 use std::net::SocketAddr;
@@ -49,6 +50,48 @@ impl Embedded {
 
     pub fn api(&self) -> Api {
         Api { addr: self.node(), key: API_KEY.to_owned() }
+    }
+}
+
+/// A broker and two nodes that let anyone in; the second node reaches the broker by a link that can be cut.
+pub struct Nodes {
+    pub nodes: [Process; 2],
+    pub link: Link,
+    ports: [Port; 2],
+    _broker: (Process, Port),
+}
+
+impl Nodes {
+    pub async fn start() -> Nodes {
+        Nodes::start_with(&[]).await
+    }
+
+    /// With these keys set for both nodes.
+    pub async fn start_with(set: &[(&str, &str)]) -> Nodes {
+        let (broker_port, ports) = (Port::free(), [Port::free(), Port::free()]);
+        let broker = Spec::text("broker", conf::broker()).start(&[("broker.listen", &broker_port)]).await;
+        let link = Link::to(broker_port.addr()).await;
+        let node = |name, broker| {
+            let spec = Spec::text(name, conf::node(broker));
+            set.iter().fold(spec, |spec, (key, value)| spec.set(key, value))
+        };
+        let nodes = [
+            node("node-a", broker_port.addr()).start(&[("node.listen", &ports[0])]).await,
+            node("node-b", link.addr()).start(&[("node.listen", &ports[1])]).await,
+        ];
+        Nodes { nodes, link, ports, _broker: (broker, broker_port) }
+    }
+
+    pub fn addr(&self, node: usize) -> SocketAddr {
+        self.ports[node].addr()
+    }
+
+    pub fn client(&self, node: usize) -> Open {
+        Open::to(self.addr(node))
+    }
+
+    pub fn api(&self, node: usize) -> Api {
+        Api { addr: self.addr(node), key: API_KEY.to_owned() }
     }
 }
 

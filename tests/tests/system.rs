@@ -12,6 +12,8 @@ mod breaker;
 mod conf;
 #[path = "system/limits.rs"]
 mod limits;
+#[path = "system/nodes.rs"]
+mod nodes;
 #[path = "system/path.rs"]
 mod path;
 #[path = "system/reconnect.rs"]

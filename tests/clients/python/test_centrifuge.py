@@ -143,17 +143,23 @@ class Relay:
         host, port = WS.split("/")[2].split(":")
         self._target = (host, int(port))
         self._writers = set()
+        self._tasks = set()
         self._up = True
 
     async def start(self):
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
         port = self._server.sockets[0].getsockname()[1]
         return WS.replace(":".join(map(str, self._target)), f"127.0.0.1:{port}")
 
-    async def _serve(self, reader, writer):
+    def _accept(self, reader, writer):
         if not self._up:
             writer.transport.abort()
             return
+        task = asyncio.create_task(self._serve(reader, writer))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _serve(self, reader, writer):
         upstream_reader, upstream_writer = await asyncio.open_connection(*self._target)
         self._writers |= {writer, upstream_writer}
 
@@ -162,7 +168,7 @@ class Relay:
                 while data := await source.read(65536):
                     sink.write(data)
                     await sink.drain()
-            except (OSError, asyncio.CancelledError):
+            except OSError:
                 pass
             sink.close()
 
@@ -177,9 +183,10 @@ class Relay:
     def heal(self):
         self._up = True
 
-    def close(self):
+    async def close(self):
         self.cut()
         self._server.close()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
 
 
 class Suite:
@@ -358,7 +365,7 @@ class Suite:
         """A subscriber whose link is cut while the API publishes; returns what it saw once back."""
         link = Relay()
         address = await link.start()
-        self.addCleanup(link.close)
+        self.addAsyncCleanup(link.close)
         client, events = await self.connected(address)
         sub, got = await self.subscribed(client, channel)
         link.cut()

@@ -1,5 +1,6 @@
 //! Runs the suites that are written in the clients' own languages, each against a system of its own.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
@@ -7,7 +8,7 @@ use tokio::process::Command;
 use weir_tests::conf::{API_KEY, HMAC, repo};
 use weir_tests::ports::Port;
 use weir_tests::process::{Spec, binary};
-use weir_tests::systems::Embedded;
+use weir_tests::systems::{Embedded, Nodes};
 use weir_tests::{echo, until};
 
 /// A whole suite, on a machine that does other things too.
@@ -38,10 +39,14 @@ async fn suite(name: &str, command: &mut Command) -> String {
 }
 
 /// Where the SDK suites find the system: clients through the proxy, the API at the node.
-fn sdk(mut command: Command, weir: &Embedded) -> Command {
+fn sdk(command: Command, weir: &Embedded) -> Command {
+    sdk_at(command, weir.proxy(), weir.node())
+}
+
+fn sdk_at(mut command: Command, clients: SocketAddr, api: SocketAddr) -> Command {
     command
-        .env("WEIR_WS", format!("ws://{}/connection/websocket", weir.proxy()))
-        .env("WEIR_API", format!("http://{}/api", weir.node()))
+        .env("WEIR_WS", format!("ws://{clients}/connection/websocket"))
+        .env("WEIR_API", format!("http://{api}/api"))
         .env("WEIR_API_KEY", API_KEY)
         .env("WEIR_HMAC", HMAC);
     command
@@ -64,6 +69,14 @@ async fn javascript_sdk() {
     let weir = Embedded::start().await;
     let output = suite("centrifuge (npm)", &mut sdk(node_tests("centrifuge.test.js"), &weir)).await;
     assert_ran(&output, 19);
+}
+
+/// The same where everything crosses: clients at one node, the API at another, the broker in a third process.
+#[tokio::test]
+async fn javascript_sdk_across_nodes() {
+    let nodes = Nodes::start().await;
+    let mut command = sdk_at(node_tests("centrifuge.test.js"), nodes.addr(1), nodes.addr(0));
+    assert_ran(&suite("centrifuge (npm), two nodes", &mut command).await, 19);
 }
 
 #[tokio::test]

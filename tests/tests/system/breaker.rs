@@ -64,3 +64,42 @@ async fn one_server_down_costs_no_client_anything() {
         "a sound server's breaker is open"
     );
 }
+
+/// It takes connections and never answers: each client that meets it is told within the deadline (its request was
+/// sent, so it is not sent again elsewhere), until the breaker spares the others.
+#[tokio::test]
+async fn a_server_that_hangs_is_given_up_in_time_then_left_alone() {
+    let (ports, addrs) = echo::ports(2);
+    let _up = EchoServer::start(&ports[0], "up").await;
+    let hung = tokio::net::TcpListener::bind(addrs[1]).await.unwrap();
+    let holding = tokio::spawn(async move {
+        let mut held = Vec::new();
+        while let Ok((stream, _)) = hung.accept().await {
+            held.push(stream);
+        }
+    });
+    let listen = Port::free();
+    let _proxy = Spec::text("proxy", conf::proxy("app", &addrs))
+        .set("proxy.handshake_rate", "0/s")
+        .set("proxy.handshake_timeout", "300ms")
+        .set("proxy.breaker.failures", 3)
+        .set("proxy.breaker.open_for", "30s")
+        .set("proxy.breaker.open_max", "30s")
+        .start(&[("proxy.listen", &listen)])
+        .await;
+    let (mut late, mut served) = (0, 0);
+    for n in 0..60 {
+        let start = Instant::now();
+        match Open::to(listen.addr()).target(&format!("/?key={n}")).try_open().await {
+            Ok(_) => served += 1,
+            Err(refused) => {
+                late += 1;
+                assert!(matches!(refused.status().as_u16(), 502 | 504), "{refused:?}");
+                assert!(start.elapsed() >= Duration::from_millis(300), "given up early");
+            }
+        }
+        assert!(start.elapsed() < Duration::from_secs(5), "client {n} waited {:?}", start.elapsed());
+    }
+    assert_eq!((late, served), (3, 57), "clients that met the server that hangs, and others");
+    holding.abort();
+}

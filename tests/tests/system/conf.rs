@@ -1,9 +1,11 @@
 //! Mistakes of an operator: told at once, all of them, before anything is bound.
 
+use serde_json::json;
 use std::net::TcpListener;
-use weir_tests::conf::repo;
+use weir_tests::conf::{API_KEY, HMAC, jwt, repo};
 use weir_tests::ports::Port;
 use weir_tests::process::{Spec, run};
+use weir_tests::systems::Embedded;
 
 #[tokio::test]
 async fn every_shipped_conf_is_sound() {
@@ -103,4 +105,23 @@ async fn the_effective_conf_says_where_values_come_from_and_hides_secrets() {
     assert_eq!(code, 0, "{err}");
     assert!(!out.contains("a-very-secret-key"), "{out}");
     assert!(out.contains("node.toml") && out.contains("command line"), "{out}");
+}
+
+/// Logged as talkatively as it can be: a client's token, what it says, keys and query strings are not in there.
+#[tokio::test]
+async fn secrets_stay_out_of_the_log() {
+    let filter = [("telemetry.filter", "trace,pingora=debug,rumqttd=off,hyper=off")];
+    let weir = Embedded::start_with(&filter).await;
+    let token = jwt(&json!({"sub": "ann"}));
+    let mut client = weir.client().target("/connection/websocket?secret=in-the-query").open().await;
+    client.connect(json!({"token": token})).await;
+    client.subscribe("chat:log").await;
+    client.ok("publish", json!({"channel": "chat:log", "data": "a-private-text"})).await;
+    weir.api().publish("chat:log", json!("another-private-text")).await;
+    drop(client);
+    weir.process.logged("the end", |l| l.contains("cause=")).await;
+    let log = weir.process.log();
+    for secret in [token.rsplit('.').next().unwrap(), "in-the-query", "private-text", API_KEY, HMAC] {
+        assert!(!log.contains(secret), "{secret:?} in the log");
+    }
 }
