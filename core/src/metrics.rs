@@ -50,7 +50,7 @@ impl Collector for ProcessCollector {
             metric.encode(encoder.encode_descriptor(name, help, None, metric.metric_type())?)
         };
         gauge("process_resident_memory_bytes", "Resident memory in bytes", usage.rss_bytes as f64)?;
-        gauge("process_open_fds", "Open file descriptors", usage.open_fds as f64)?;
+        gauge("process_open_fds", "Open file descriptors", process::own_open_fds().unwrap_or(0) as f64)?;
         gauge("process_start_time_seconds", "Start time, seconds since 1970", self.started)
     }
 }
