@@ -153,7 +153,7 @@ impl State {
 }
 
 /// Takes the same time wherever the first difference is, so that a secret can't be guessed byte by byte.
-pub fn same_bytes(a: &[u8], b: &[u8]) -> bool {
+fn same_bytes(a: &[u8], b: &[u8]) -> bool {
     a.len() == b.len() && a.iter().zip(b).fold(0, |difference, (x, y)| difference | (x ^ y)) == 0
 }
 

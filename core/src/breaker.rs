@@ -88,15 +88,6 @@ impl Breaker {
         }
     }
 
-    /// Whether `allow` would let a call through, without taking the probe's place.
-    pub fn would_allow(&self, now: Instant) -> bool {
-        match self.inner {
-            Inner::Closed { .. } => true,
-            Inner::Open { until, .. } => now >= until,
-            Inner::HalfOpen { since, .. } => now >= since + self.settings.probe_timeout,
-        }
-    }
-
     pub fn success(&mut self) {
         // A success that was under way when it opened says nothing about now.
         if !matches!(self.inner, Inner::Open { .. }) {

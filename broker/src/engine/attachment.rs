@@ -50,15 +50,14 @@ impl Attachment {
             Op::Publish(publish) => Outcome::Published(engine.publish(publish)?),
             Op::Subscribe { channel, stream } => {
                 let now = engine.now();
-                let (position, new) = engine.with(&channel, |s| {
-                    let subscribed = s.subscribe(now, slot, &channel, stream)?;
+                let position = engine.with(&channel, |s| {
+                    let (position, new) = s.subscribe(now, slot, &channel, stream)?;
                     // Noted while the shard is held: a detach in between must find it.
-                    if let Some(name) = &subscribed.1 {
-                        self.held.add_interest(name.clone());
+                    if let Some(name) = new {
+                        self.held.add_interest(name);
                     }
-                    Ok::<_, Refusal>(subscribed)
+                    Ok::<_, Refusal>(position)
                 })?;
-                drop(new);
                 Outcome::Subscribed(position)
             }
             Op::Unsubscribe { channel } => {
