@@ -1,9 +1,13 @@
 //! `[proxy]`: tier 1.
 
-use crate::section::{Field, Reader, Section, Value, keys};
-use crate::tree::{Item, Raw};
+mod route;
+mod upstream;
+
+pub use route::{Route, Sticky};
+pub use upstream::Upstream;
+
+use crate::section::keys;
 use crate::units::{Bytes, Cidr, Rate};
-use crate::write::{Writer, quote};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -55,33 +59,6 @@ pub struct Breaker {
     pub open_max: Duration,
 }
 
-#[derive(Clone, Debug, PartialEq)]
-pub struct Upstream {
-    /// `host:port`; names are resolved at start.
-    pub servers: Vec<String>,
-}
-
-#[derive(Clone, Debug, PartialEq)]
-pub struct Route {
-    /// Exact host name, without port, any case; `None`: any.
-    pub host: Option<String>,
-    /// Path prefix, at a `/` boundary; `None`: any.
-    pub path: Option<String>,
-    /// An upstream's name. `"node"`: the node tier of this process, unless `[proxy.upstream.node]` lists nodes.
-    pub to: String,
-    pub sticky: Sticky,
-}
-
-/// The key of consistent-hash routing.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Sticky {
-    /// The client's address.
-    Ip,
-    Header(String),
-    Cookie(String),
-    Query(String),
-}
-
 /// The shortest deadline that makes sense; a deadline is never off.
 const TICK: Duration = Duration::from_millis(1);
 
@@ -108,143 +85,3 @@ keys!(Proxy {
 });
 
 keys!(Breaker { failures in 1.., open_for in TICK.., open_max in TICK.. });
-
-/// `[proxy.upstream.NAME]`
-impl Field for BTreeMap<String, Upstream> {
-    fn read_field(section: &mut Section<'_, '_>, key: &'static str) -> Self {
-        let path = section.path(key);
-        let Some(item) = section.given(key) else { return BTreeMap::new() };
-        let Some(table) = item.as_table() else {
-            let _: Option<()> =
-                section.reader.refuse(item, &path, "a table", "[proxy.upstream.NAME] with servers");
-            return BTreeMap::new();
-        };
-        let defaults = section.reader.defaults;
-        let mut upstreams = BTreeMap::new();
-        for (name, item) in table {
-            let path = format!("{path}.{name}");
-            if !is_name(name) {
-                let text = format!(
-                    "{name:?} is not an upstream's name; accepted: letters, digits, - and _, 64 at most"
-                );
-                section.reader.mistake(&item.key_place, &path, text);
-            }
-            let servers = section.table(Some(item), path, defaults, |s| {
-                s.need("servers", "a list of \"HOST:PORT\", such as [\"127.0.0.1:3000\"]")
-            });
-            upstreams.insert(name.clone(), Upstream { servers: servers.unwrap_or_default() });
-        }
-        upstreams
-    }
-
-    fn write_field(&self, writer: &mut Writer<'_>, key: &str) {
-        for (name, upstream) in self {
-            writer.section(&format!("{key}.{name}"), |w| w.value("servers", upstream.servers.write()));
-        }
-    }
-}
-
-/// Short, and safe in metrics and variables.
-pub(crate) fn is_name(text: &str) -> bool {
-    let fits = |b: u8| b.is_ascii_alphanumeric() || b == b'-' || b == b'_';
-    (1..=64).contains(&text.len()) && text.bytes().all(fits)
-}
-
-/// `[[proxy.route]]`
-impl Field for Vec<Route> {
-    fn read_field(section: &mut Section<'_, '_>, key: &'static str) -> Self {
-        let path = section.path(key);
-        let Some(item) = section.given(key).or_else(|| section.default(key)) else { return Vec::new() };
-        let Raw::List(items) = &item.value else {
-            let _: Option<()> =
-                section.reader.refuse(item, &path, "a list of routes", "[[proxy.route]] with to");
-            return Vec::new();
-        };
-        let defaults = section.reader.defaults;
-        let mut routes = Vec::new();
-        for (i, item) in items.iter().enumerate() {
-            routes.push(section.table(Some(item), format!("{path}[{i}]"), defaults, |s| Route {
-                host: s.find("host"),
-                path: s.find("path"),
-                to: s.need("to", "an upstream's name, or \"node\"").unwrap_or_default(),
-                sticky: s.find("sticky").unwrap_or(Sticky::Ip),
-            }));
-        }
-        routes
-    }
-
-    fn write_field(&self, writer: &mut Writer<'_>, key: &str) {
-        for (i, route) in self.iter().enumerate() {
-            writer.list_item(key, &i.to_string(), |w| {
-                if let Some(host) = &route.host {
-                    w.value("host", quote(host));
-                }
-                if let Some(path) = &route.path {
-                    w.value("path", quote(path));
-                }
-                w.value("to", quote(&route.to));
-                w.value("sticky", route.sticky.write());
-            });
-        }
-    }
-}
-
-impl Value for Sticky {
-    fn read(item: &Item, path: &str, reader: &mut Reader<'_>) -> Option<Sticky> {
-        let accepted = "{ by = \"ip\" }, or { by = \"header\", name = \"…\" } with header, cookie or query";
-        let Some(table) = item.as_table() else {
-            return reader.refuse(item, path, "a sticky key", accepted);
-        };
-        let mut sound = true;
-        for (key, item) in table.iter().filter(|(key, _)| !matches!(key.as_str(), "by" | "name")) {
-            reader.mistake(&item.key_place, &format!("{path}.{key}"), "unknown key; accepted here: by, name");
-            sound = false;
-        }
-        let name = match table.get("name") {
-            None => None,
-            Some(item) => match item.as_text() {
-                Some(name) if is_token(name) => Some(name.to_owned()),
-                _ => {
-                    let name_path = format!("{path}.name");
-                    return reader.refuse(item, &name_path, "a name", "letters, digits and !#$%&'*+-.^_`|~");
-                }
-            },
-        };
-        let Some(by) = table.get("by") else {
-            reader.mistake(&item.place, path, format!("has no \"by\"; accepted: {accepted}"));
-            return None;
-        };
-        let sticky = match (by.as_text(), name) {
-            (Some("ip"), None) => Sticky::Ip,
-            (Some("header"), Some(name)) => Sticky::Header(name),
-            (Some("cookie"), Some(name)) => Sticky::Cookie(name),
-            (Some("query"), Some(name)) => Sticky::Query(name),
-            (Some("ip"), Some(_)) => {
-                reader.mistake(&by.place, path, format!("by ip takes no name; accepted: {accepted}"));
-                return None;
-            }
-            (Some("header" | "cookie" | "query"), None) => {
-                reader.mistake(&by.place, path, format!("has no name; accepted: {accepted}"));
-                return None;
-            }
-            _ => return reader.refuse(by, &format!("{path}.by"), "a sticky key", accepted),
-        };
-        sound.then_some(sticky)
-    }
-
-    fn write(&self) -> String {
-        let (by, name) = match self {
-            Sticky::Ip => return "{ by = \"ip\" }".to_owned(),
-            Sticky::Header(name) => ("header", name),
-            Sticky::Cookie(name) => ("cookie", name),
-            Sticky::Query(name) => ("query", name),
-        };
-        format!("{{ by = {}, name = {} }}", quote(by), quote(name))
-    }
-}
-
-/// RFC 9110 §5.6.2: what header and cookie names are made of.
-fn is_token(text: &str) -> bool {
-    let fits = |b: u8| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b);
-    (1..=256).contains(&text.len()) && text.bytes().all(fits)
-}

@@ -45,7 +45,7 @@ use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
-use tunnel::Deadlines;
+use tunnel::greet::Deadlines;
 use upstream::Upstream;
 use weir_core::accept::Acceptor;
 use weir_core::drain::Drain;

@@ -15,8 +15,9 @@ use crate::metrics::Metrics;
 use crate::plain::{self, Plain};
 use crate::route::{Routes, Target, sticky_key};
 use crate::server::Closing;
+use crate::tunnel::greet::{self, Deadlines, Greeted};
 use crate::tunnel::relay::Relay;
-use crate::tunnel::{self, Deadlines, Greeted, Held};
+use crate::tunnel::{self, Held};
 use pingora_core::apps::HttpServerApp;
 use pingora_core::protocols::http::ServerSession;
 use pingora_core::server::ShutdownWatch;
@@ -198,7 +199,7 @@ impl Service {
             (Target::Node(upstream) | Target::Upstream(upstream), _) => {
                 access.upstream = Some(upstream.name.clone());
                 let mut plan = upstream.plan(&sticky_key(&route.sticky, &head.parts, from.client));
-                let greeted = tunnel::greet(&mut plan, &head.parts, self.deadlines, &mut access).await;
+                let greeted = greet::greet(&mut plan, &head.parts, self.deadlines, &mut access).await;
                 self.tunnel(client, places, own_address, busy, greeted, access).await
             }
         }

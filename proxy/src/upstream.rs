@@ -12,6 +12,9 @@ use std::net::{SocketAddr, ToSocketAddrs};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+/// A connection to a server.
+pub type ServerStream = tokio::net::TcpStream;
+
 /// What the next client is told when every server was tried and none could be reached.
 const RETRY_UNREACHABLE: Duration = Duration::from_secs(1);
 

@@ -1,0 +1,107 @@
+//! The handshake with a server: which one of the plan can be reached, and how it answered.
+//!
+//! The server's answer is believed only if it is a valid 101: status, `Upgrade`, `Connection`
+//! and the `Sec-WebSocket-Accept` of this very key. Until then nothing that the client sent
+//! after its request goes anywhere; after any other answer it dies with the connection.
+
+use super::answer::{self, Answer, ReadError};
+use crate::access::Access;
+use crate::forward;
+use crate::front::upgrade::accept_for;
+use crate::upstream::health::{Attempt, blame};
+use crate::upstream::{Exhausted, Plan, ServerStream};
+use bytes::Bytes;
+use http::Response;
+use http::header::SEC_WEBSOCKET_KEY;
+use http::request::Parts;
+use std::time::{Duration, Instant};
+use tokio::io::AsyncWriteExt;
+use tokio::time::timeout;
+
+/// How a server took a handshake.
+pub enum Greeted {
+    /// It switched: the headers of its answer, its socket, and what it sent right after.
+    Accepted(http::HeaderMap, ServerStream, Bytes),
+    /// It gave an ordinary answer, to be passed on.
+    Refused(Response<Bytes>),
+    /// There is no answer; what to tell the client, and why.
+    Failed { status: u16, retry_after: Option<Duration>, cause: &'static str },
+}
+
+/// Deadlines of a handshake with a server.
+#[derive(Clone, Copy)]
+pub struct Deadlines {
+    pub connect: Duration,
+    pub handshake: Duration,
+}
+
+/// Asks the servers of the plan, one after the other, until one can be reached.
+pub async fn greet(plan: &mut Plan, head: &Parts, deadlines: Deadlines, access: &mut Access) -> Greeted {
+    loop {
+        let mut attempt = match plan.next(Instant::now()) {
+            Ok(attempt) => attempt,
+            Err(exhausted) => return unavailable(exhausted),
+        };
+        access.server = Some(attempt.name());
+        match attempt.connect(deadlines.connect).await {
+            Ok(server) => return handshake(server, attempt, head, deadlines.handshake).await,
+            Err(error) => match blame(&error) {
+                Some(cause) => attempt.fail(Instant::now(), cause),
+                None => {
+                    attempt.give_up(Instant::now());
+                    tracing::error!(%error, "cannot connect to any server: out of sockets or ports");
+                    return Greeted::Failed {
+                        status: 503,
+                        retry_after: Some(Duration::from_secs(1)),
+                        cause: "no_sockets",
+                    };
+                }
+            },
+        }
+    }
+}
+
+fn unavailable(exhausted: Exhausted) -> Greeted {
+    let cause = if exhausted.tried { "unreachable" } else { "breakers_open" };
+    Greeted::Failed { status: 503, retry_after: Some(exhausted.retry_after), cause }
+}
+
+/// Sends the request and judges the answer. Not tried again elsewhere: the server may have acted.
+async fn handshake(
+    mut server: ServerStream,
+    mut attempt: Attempt,
+    head: &Parts,
+    deadline: Duration,
+) -> Greeted {
+    let failed = |status, cause| Greeted::Failed { status, retry_after: None, cause };
+    let _ = server.set_nodelay(true);
+    let exchange = async {
+        let mut request = Vec::with_capacity(1024);
+        forward::write_request(head, &mut request);
+        server.write_all(&request).await.map_err(|_| ReadError::Closed)?;
+        answer::read(&mut server).await
+    };
+    let answer = match timeout(deadline, exchange).await {
+        Err(_) => {
+            attempt.fail(Instant::now(), "handshake_timeout");
+            return failed(504, "handshake_timeout");
+        }
+        Ok(answer) => answer,
+    };
+    // It is there and it talks. That an app closes on, or answers oddly to, what one client
+    // asks for must not take the server from everybody else.
+    attempt.succeed();
+    match answer {
+        Err(ReadError::Closed) => failed(502, "server_closed"),
+        Err(ReadError::Malformed) => failed(502, "malformed_answer"),
+        Err(ReadError::TooLarge) => failed(502, "answer_too_large"),
+        Ok(Answer::Switch { headers, rest }) => {
+            let key = head.headers.get(SEC_WEBSOCKET_KEY).map(|key| accept_for(key.as_bytes()));
+            match key.is_some_and(|accept| answer::is_valid_switch(&headers, &accept)) {
+                true => Greeted::Accepted(headers, server, rest),
+                false => failed(502, "false_switch"),
+            }
+        }
+        Ok(Answer::Plain(response)) => Greeted::Refused(response),
+    }
+}
