@@ -75,27 +75,38 @@ fn key(ip: IpAddr, v4_prefix: u8, v6_prefix: u8) -> IpKey {
     }
 }
 
+/// Limits of one conf, over counts that outlive it.
 pub struct Admit<C: Clock = DefaultClock> {
-    /// Open connections: the figure that is shown is the one that limits.
-    total: Gauge,
-    per_address: DashMap<IpKey, usize>,
+    counts: Arc<Counts>,
     max_total: i64,
     max_per_address: usize,
     ipv6_prefix: u8,
     rates: Option<Rates<C>>,
 }
 
+#[derive(Default)]
+struct Counts {
+    /// Open connections: the figure that is shown is the one that limits.
+    total: Gauge,
+    per_address: DashMap<IpKey, usize>,
+}
+
 impl Admit {
     pub fn new(conf: &weir_conf::proxy::Proxy, connections: Gauge) -> Admit {
-        Admit { total: connections, ..Admit::with_clock(conf, DefaultClock::default()) }
+        let counts = Counts { total: connections, ..Counts::default() };
+        Admit::with_clock(conf, Arc::new(counts), DefaultClock::default())
+    }
+
+    /// The limits of another conf, over the same counts.
+    pub fn renew(&self, conf: &weir_conf::proxy::Proxy) -> Admit {
+        Admit::with_clock(conf, self.counts.clone(), DefaultClock::default())
     }
 }
 
 impl<C: Clock + Clone> Admit<C> {
-    pub fn with_clock(conf: &weir_conf::proxy::Proxy, clock: C) -> Admit<C> {
+    fn with_clock(conf: &weir_conf::proxy::Proxy, counts: Arc<Counts>, clock: C) -> Admit<C> {
         Admit {
-            total: Gauge::default(),
-            per_address: DashMap::new(),
+            counts,
             max_total: match conf.max_connections {
                 0 => i64::MAX,
                 limit => i64::try_from(limit).unwrap_or(i64::MAX),
@@ -107,26 +118,26 @@ impl<C: Clock + Clone> Admit<C> {
     }
 
     /// A place among all connections.
-    pub fn connection(self: &Arc<Self>) -> Result<Place<C>, Refused> {
-        let place = Place { admit: self.clone() };
-        if self.total.inc() >= self.max_total {
+    pub fn connection(&self) -> Result<Place, Refused> {
+        let place = Place { counts: self.counts.clone() };
+        if self.counts.total.inc() >= self.max_total {
             return Err(Refused::Total(RETRY_CONNECTIONS)); // dropping `place` gives it back
         }
         Ok(place)
     }
 
     /// A place among the connections of this address; `None` if they are not limited.
-    pub fn address(self: &Arc<Self>, ip: IpAddr) -> Result<Option<AddressPlace<C>>, Refused> {
+    pub fn address(&self, ip: IpAddr) -> Result<Option<AddressPlace>, Refused> {
         if self.max_per_address == 0 {
             return Ok(None);
         }
         let key = key(ip, 32, self.ipv6_prefix);
-        let mut open = self.per_address.entry(key).or_insert(0);
+        let mut open = self.counts.per_address.entry(key).or_insert(0);
         if *open >= self.max_per_address {
             return Err(Refused::PerAddress(RETRY_CONNECTIONS));
         }
         *open += 1;
-        Ok(Some(AddressPlace { admit: self.clone(), key }))
+        Ok(Some(AddressPlace { counts: self.counts.clone(), key }))
     }
 
     /// One more WebSocket handshake from this address.
@@ -143,25 +154,25 @@ impl<C: Clock + Clone> Admit<C> {
 }
 
 /// One open connection, counted until this is dropped.
-pub struct Place<C: Clock = DefaultClock> {
-    admit: Arc<Admit<C>>,
+pub struct Place {
+    counts: Arc<Counts>,
 }
 
-impl<C: Clock> Drop for Place<C> {
+impl Drop for Place {
     fn drop(&mut self) {
-        self.admit.total.dec();
+        self.counts.total.dec();
     }
 }
 
 /// The same for its address.
-pub struct AddressPlace<C: Clock = DefaultClock> {
-    admit: Arc<Admit<C>>,
+pub struct AddressPlace {
+    counts: Arc<Counts>,
     key: IpKey,
 }
 
-impl<C: Clock> Drop for AddressPlace<C> {
+impl Drop for AddressPlace {
     fn drop(&mut self) {
-        if let Entry::Occupied(mut open) = self.admit.per_address.entry(self.key) {
+        if let Entry::Occupied(mut open) = self.counts.per_address.entry(self.key) {
             match open.get().saturating_sub(1) {
                 0 => drop(open.remove()),
                 left => *open.get_mut() = left,
@@ -229,11 +240,11 @@ mod tests {
 
     fn admit(
         change: impl FnOnce(&mut weir_conf::proxy::Proxy),
-    ) -> (Arc<Admit<FakeRelativeClock>>, FakeRelativeClock) {
+    ) -> (Admit<FakeRelativeClock>, FakeRelativeClock) {
         let mut conf = conf();
         change(&mut conf);
         let clock = FakeRelativeClock::default();
-        (Arc::new(Admit::with_clock(&conf, clock.clone())), clock)
+        (Admit::with_clock(&conf, Arc::default(), clock.clone()), clock)
     }
 
     fn ip(text: &str) -> IpAddr {
@@ -288,9 +299,9 @@ mod tests {
         assert!(admit.connection().is_err());
         drop(a);
         assert!(admit.connection().is_ok());
-        assert_eq!(admit.total.get(), 1);
+        assert_eq!(admit.counts.total.get(), 1);
         drop(admit.address(ip("1.1.1.1")).unwrap());
-        assert!(admit.per_address.is_empty());
+        assert!(admit.counts.per_address.is_empty());
     }
 
     #[test]

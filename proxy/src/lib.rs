@@ -18,12 +18,14 @@ mod front {
     pub mod head;
     pub mod upgrade;
 }
+mod listeners;
 mod local;
 mod metrics;
 mod plain;
 mod route;
 mod server;
 mod service;
+mod snapshot;
 #[cfg(test)]
 mod testing;
 mod tunnel;
@@ -31,22 +33,21 @@ mod upstream;
 
 pub use error::BindError;
 
-use admit::Admit;
-use client_addr::Trusted;
+use arc_swap::ArcSwap;
+use listeners::{Listeners, Opened};
 use metrics::Metrics;
 use plain::Plain;
 use prometheus_client::registry::Registry;
-use route::{Route, Routes, Target};
-use server::{Closing, Front};
+use server::Front;
 use service::Service;
+use snapshot::Snapshot;
 use std::collections::BTreeMap;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
+use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
-use tunnel::greet::Deadlines;
-use upstream::Upstream;
 use weir_core::accept::Acceptor;
 use weir_core::drain::Drain;
 
@@ -61,66 +62,94 @@ pub struct LocalNode {
     pub addr: SocketAddr,
 }
 
+/// Sockets of a predecessor, by the address in its conf.
+pub type Inherited = BTreeMap<SocketAddr, TcpListener>;
+
 /// A proxy whose listeners are bound and that does not serve yet.
 pub struct Proxy {
-    conf: weir_conf::proxy::Proxy,
-    listeners: Vec<TcpListener>,
-    addrs: Vec<SocketAddr>,
-    routes: Routes,
-    node: Option<Arc<dyn Acceptor>>,
-    metrics: Metrics,
+    control: Control,
+    opened: mpsc::UnboundedReceiver<Opened>,
+}
+
+/// The handle of operations on a proxy, before and while it serves.
+#[derive(Clone)]
+pub struct Control(Arc<Controlled>);
+
+struct Controlled {
+    service: Arc<Service>,
+    node: Option<LocalNode>,
+    /// Held over a whole reload: they come one after the other.
+    listeners: Mutex<Listeners>,
+}
+
+/// What a reload did to the listeners; everything else was swapped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Reloaded {
+    pub opened: usize,
+    pub closed: usize,
 }
 
 impl Proxy {
-    /// Binds every listener and resolves every upstream, or says which one could not be.
+    /// Binds every listener and resolves every upstream, or says which one could not be. `inherited`
+    /// sockets are used in place of new ones.
     pub fn bind(
         conf: &weir_conf::proxy::Proxy,
         node: Option<LocalNode>,
         registry: &mut Registry,
+        mut inherited: Inherited,
     ) -> Result<Proxy, BindError> {
         let metrics = Metrics::register(registry);
-        let routes = routes(conf, node.as_ref(), &metrics)?;
-        let (mut listeners, mut addrs) = (Vec::new(), Vec::new());
-        for addr in &conf.listen {
-            let fail = |source| BindError::Listen { addr: *addr, source };
-            let listener = TcpListener::bind(addr).map_err(fail)?;
-            listener.set_nonblocking(true).map_err(fail)?;
-            addrs.push(listener.local_addr().map_err(fail)?);
-            listeners.push(listener);
-        }
-        // Where nodes are listed, they are the tier, and the one here is reached like any other.
-        let node = node.filter(|_| !conf.upstream.contains_key("node")).map(|n| n.acceptor);
-        Ok(Proxy { conf: conf.clone(), listeners, addrs, routes, node, metrics })
+        let snapshot = Snapshot::build(conf, node.as_ref(), &metrics, None)?;
+        let (serve, opened) = mpsc::unbounded_channel();
+        let mut listeners = Listeners::new(serve);
+        let prepared = listeners.prepare(&conf.listen, &mut inherited)?;
+        listeners.apply(prepared)?;
+        let plain = Plain { metrics: metrics.clone() };
+        let plain = pingora_proxy::http_proxy(&Arc::new(server::conf(conf)), plain);
+        let service = Service {
+            snapshot: ArcSwap::from_pointee(snapshot),
+            plain: Arc::new(plain),
+            metrics,
+            closing: Arc::default(),
+            drain: Drain::new(),
+        };
+        let control = Controlled { service: Arc::new(service), node, listeners: Mutex::new(listeners) };
+        Ok(Proxy { control: Control(Arc::new(control)), opened })
     }
 
     /// Where it listens: real ports, also where the conf says 0.
     pub fn local_addrs(&self) -> Vec<SocketAddr> {
-        self.addrs.clone()
+        self.control.listeners().local_addrs()
+    }
+
+    pub fn control(&self) -> Control {
+        self.control.clone()
     }
 
     /// Serves until the drain has begun and everything under way is finished, at most
     /// `drain_timeout` long.
     pub async fn run(self, drain: Drain) -> io::Result<()> {
         let _busy = drain.busy();
-        let (own, closing) = (Drain::new(), Arc::<Closing>::default());
-        let pingora = server::conf(&self.conf);
-        let drain_timeout = self.conf.drain_timeout;
+        let service = self.control.0.service.clone();
+        let own = service.drain.clone();
+        let pingora = server::conf(&service.snapshot.load().conf);
         let stop = CancellationToken::new();
         let threads = pingora.threads;
-        let (service, listeners) = self.service(own.clone(), closing.clone());
-        let front = Front { service, listeners, drain: own.clone(), threads };
+        let front = Front { service: service.clone(), opened: Some(self.opened), threads };
         let mut ended = server::run(front, pingora, stop.clone())?;
         tokio::select! {
             () = drain.begun() => {}
             _ = &mut ended => return Err(io::Error::other("Pingora ended by itself")),
         }
         own.begin();
+        self.control.listeners().close_all();
         tracing::info!(open = own.remaining(), "proxy drains");
+        let drain_timeout = service.snapshot.load().conf.drain_timeout;
         tokio::select! {
             _ = own.complete(drain_timeout) => {}
             () = drain.stopped() => {}
         }
-        closing.begin();
+        service.closing.begin();
         let all = own.complete(CLOSE_GRACE).await;
         tracing::info!(left = own.remaining(), all, "proxy drained");
         stop.cancel();
@@ -128,61 +157,29 @@ impl Proxy {
         let _ended = tokio::time::timeout(CLOSE_GRACE, ended).await;
         Ok(())
     }
-
-    fn service(self, drain: Drain, closing: Arc<Closing>) -> (Arc<Service>, Vec<TcpListener>) {
-        let conf = self.conf;
-        let routes = Arc::new(self.routes);
-        let plain = Plain {
-            routes: routes.clone(),
-            metrics: self.metrics.clone(),
-            connect_timeout: conf.connect_timeout,
-        };
-        let plain = pingora_proxy::http_proxy(&Arc::new(server::conf(&conf)), plain);
-        let service = Service {
-            admit: Arc::new(Admit::new(&conf, self.metrics.connections.clone())),
-            trusted: Trusted::new(&conf.trusted),
-            routes,
-            node: self.node,
-            plain: Arc::new(plain),
-            metrics: self.metrics,
-            closing,
-            drain,
-            head_timeout: conf.head_timeout,
-            head_size: conf.head_size,
-            keepalive_timeout: conf.keepalive_timeout,
-            idle_timeout: conf.idle_timeout,
-            deadlines: Deadlines { connect: conf.connect_timeout, handshake: conf.handshake_timeout },
-        };
-        (Arc::new(service), self.listeners)
-    }
 }
 
-fn routes(
-    conf: &weir_conf::proxy::Proxy,
-    node: Option<&LocalNode>,
-    metrics: &Metrics,
-) -> Result<Routes, BindError> {
-    let mut upstreams: BTreeMap<&str, Arc<Upstream>> = BTreeMap::new();
-    for (name, upstream) in &conf.upstream {
-        upstreams.insert(name, Arc::new(Upstream::resolve(name, &upstream.servers, conf, metrics)?));
+impl Control {
+    /// Swaps routes, upstreams and limits for those of this conf; no open connection is touched. On
+    /// an error nothing has changed. Blocks while names are resolved.
+    pub fn reload(&self, conf: &weir_conf::proxy::Proxy) -> Result<Reloaded, BindError> {
+        let mut listeners = self.listeners();
+        let service = &self.0.service;
+        let before = service.snapshot.load_full();
+        let next = Snapshot::build(conf, self.0.node.as_ref(), &service.metrics, Some(&before))?;
+        let prepared = listeners.prepare(&conf.listen, &mut BTreeMap::new())?;
+        service.snapshot.store(Arc::new(next));
+        let (opened, closed) = listeners.apply(prepared)?;
+        Ok(Reloaded { opened, closed })
     }
-    let local = node.map(|n| Arc::new(Upstream::new("node", vec![vec![n.addr]], conf, metrics)));
-    let mut routes = Vec::with_capacity(conf.route.len());
-    for (index, route) in conf.route.iter().enumerate() {
-        let target = match (upstreams.get(route.to.as_str()), &local) {
-            (Some(upstream), _) => Target::Upstream(upstream.clone()),
-            (None, Some(local)) if route.to == "node" => Target::Node(local.clone()),
-            _ => {
-                let known: Vec<&str> = upstreams.keys().copied().collect();
-                return Err(BindError::Route { index, to: route.to.clone(), known: known.join(", ") });
-            }
-        };
-        routes.push(Route {
-            host: route.host.clone(),
-            path: route.path.clone(),
-            sticky: route.sticky.clone(),
-            target,
-        });
+
+    /// A second handle of each listening socket, by the address in the conf.
+    pub fn sockets(&self) -> io::Result<Vec<(SocketAddr, TcpListener)>> {
+        self.listeners().sockets().map(|(addr, socket)| Ok((addr, socket.try_clone()?))).collect()
     }
-    Ok(Routes::new(routes))
+
+    fn listeners(&self) -> MutexGuard<'_, Listeners> {
+        // What a panic could leave half done is a listener too few, which the next reload opens.
+        self.0.listeners.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }

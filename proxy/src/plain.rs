@@ -4,7 +4,7 @@
 use crate::access::{Access, End};
 use crate::forward;
 use crate::metrics::Metrics;
-use crate::route::{Routes, Target, sticky_key};
+use crate::tunnel::greet::Deadlines;
 use crate::upstream::health::Attempt;
 use crate::upstream::{Exhausted, Plan};
 use async_trait::async_trait;
@@ -12,42 +12,35 @@ use pingora_core::upstreams::peer::HttpPeer;
 use pingora_core::{Error, ErrorType, Result};
 use pingora_http::ResponseHeader;
 use pingora_proxy::{FailToProxy, ProxyHttp, Session};
-use std::net::IpAddr;
-use std::sync::Arc;
-use std::time::{Duration, Instant};
-use weir_wire::hop::{FORWARDED_FOR, REQUEST_ID};
-use weir_wire::id::ConnId;
+use std::cell::Cell;
+use std::time::Instant;
 
 pub struct Plain {
-    pub routes: Arc<Routes>,
     pub metrics: Metrics,
-    pub connect_timeout: Duration,
 }
 
-#[derive(Default)]
+/// An admitted request on its way to its upstream; what `service.rs` knows of it.
+pub struct Passage {
+    pub plan: Plan,
+    pub access: Access,
+    pub deadlines: Deadlines,
+}
+
+tokio::task_local! {
+    /// Pingora makes its context by a call without arguments, in the task that asked it to go on;
+    /// so what belongs to the request waits here for that call.
+    static PASSAGE: Cell<Option<Passage>>;
+}
+
+/// Runs Pingora's path for one request.
+pub async fn with<F: Future>(passage: Passage, path: F) -> F::Output {
+    PASSAGE.scope(Cell::new(Some(passage)), path).await
+}
+
 pub struct Ctx {
-    plan: Option<Plan>,
+    passage: Option<Passage>,
     attempt: Option<Attempt>,
-    access: Option<Access>,
     exhausted: Option<Exhausted>,
-}
-
-impl Plain {
-    /// The plan of this request; `service.rs` found a route before, so `None` is a race with nothing.
-    fn begin(&self, session: &Session, ctx: &mut Ctx) -> Option<()> {
-        let head: &http::request::Parts = session.req_header();
-        let text = |name| head.headers.get(name).and_then(|v| v.to_str().ok());
-        // Both headers are ours: they were overwritten when the head was read.
-        let client: IpAddr = text(FORWARDED_FOR)?.parse().ok()?;
-        let conn = ConnId::parse(text(REQUEST_ID)?)?;
-        let mut access = Access::new(head, conn, client);
-        let route = self.routes.find(head)?;
-        let (Target::Upstream(upstream) | Target::Node(upstream)) = &route.target;
-        access.upstream = Some(upstream.name.clone());
-        ctx.plan = Some(upstream.plan(&sticky_key(&route.sticky, head, client)));
-        ctx.access = Some(access);
-        Some(())
-    }
 }
 
 #[async_trait]
@@ -55,21 +48,19 @@ impl ProxyHttp for Plain {
     type CTX = Ctx;
 
     fn new_ctx(&self) -> Ctx {
-        Ctx::default()
+        let passage = PASSAGE.try_with(Cell::take).ok().flatten();
+        Ctx { passage, attempt: None, exhausted: None }
     }
 
-    async fn upstream_peer(&self, session: &mut Session, ctx: &mut Ctx) -> Result<Box<HttpPeer>> {
-        if ctx.plan.is_none() && self.begin(session, ctx).is_none() {
-            return Err(Error::new_in(ErrorType::HTTPStatus(404)));
-        }
-        let Some(plan) = &mut ctx.plan else { return Err(Error::new_in(ErrorType::HTTPStatus(404))) };
+    async fn upstream_peer(&self, _: &mut Session, ctx: &mut Ctx) -> Result<Box<HttpPeer>> {
+        let Some(Passage { plan, access, deadlines }) = &mut ctx.passage else {
+            return Err(Error::new_in(ErrorType::HTTPStatus(500)));
+        };
         match plan.next(Instant::now()) {
             Ok(attempt) => {
                 let mut peer = HttpPeer::new(attempt.addr(), false, String::new());
-                peer.options.connection_timeout = Some(self.connect_timeout);
-                if let Some(access) = &mut ctx.access {
-                    access.server = Some(attempt.name());
-                }
+                peer.options.connection_timeout = Some(deadlines.connect);
+                access.server = Some(attempt.name());
                 ctx.attempt = Some(attempt);
                 Ok(Box::new(peer))
             }
@@ -158,7 +149,7 @@ impl ProxyHttp for Plain {
     async fn logging(&self, session: &mut Session, error: Option<&Error>, ctx: &mut Ctx) {
         let status = session.response_written().map_or(0, |r| r.status.as_u16());
         self.metrics.request(status);
-        let Some(access) = &ctx.access else { return };
+        let Some(Passage { access, .. }) = &ctx.passage else { return };
         let cause = match (error, ctx.exhausted) {
             (_, Some(exhausted)) if exhausted.tried => "unreachable",
             (_, Some(_)) => "breakers_open",

@@ -8,14 +8,25 @@ use http::request::Parts;
 use std::net::IpAddr;
 use std::sync::Arc;
 use weir_conf::proxy::Sticky;
+use weir_core::accept::Acceptor;
 
 /// Where a request goes.
 #[derive(Clone)]
 pub enum Target {
     /// Servers over the network.
     Upstream(Arc<Upstream>),
-    /// The node tier of this process for WebSockets; for all else its listener.
-    Node(Arc<Upstream>),
+    /// The node tier of this process: WebSockets are handed over, all else goes to its listener.
+    Node { acceptor: Arc<dyn Acceptor>, listener: Arc<Upstream> },
+}
+
+impl Target {
+    /// The servers that plain requests go to.
+    pub fn upstream(&self) -> &Arc<Upstream> {
+        match self {
+            Target::Upstream(upstream) => upstream,
+            Target::Node { listener, .. } => listener,
+        }
+    }
 }
 
 pub struct Route {
@@ -25,20 +36,24 @@ pub struct Route {
     pub target: Target,
 }
 
-pub struct Routes(Vec<Route>);
+pub struct Routes(Vec<Arc<Route>>);
 
 impl Routes {
     pub fn new(routes: Vec<Route>) -> Routes {
-        Routes(routes)
+        Routes(routes.into_iter().map(Arc::new).collect())
     }
 
-    pub fn find(&self, head: &Parts) -> Option<&Route> {
+    pub fn find(&self, head: &Parts) -> Option<&Arc<Route>> {
         let (host, path) = (host(&head.headers), head.uri.path());
         self.0.iter().find(|route| route.matches(host, path))
     }
 }
 
 impl Route {
+    pub fn new(conf: &weir_conf::proxy::Route, target: Target) -> Route {
+        Route { host: conf.host.clone(), path: conf.path.clone(), sticky: conf.sticky.clone(), target }
+    }
+
     fn matches(&self, host: &str, path: &str) -> bool {
         let host_fits = self.host.as_deref().is_none_or(|h| h.eq_ignore_ascii_case(host));
         host_fits && self.path.as_deref().is_none_or(|prefix| is_under(prefix, path))

@@ -3,22 +3,26 @@
 //! Listeners are bound by us before it starts, so a port in use is known at once. Pingora is told
 //! to stop by [`Stop`] only when nothing is under way any more, or nothing is waited for.
 
+use crate::listeners::Opened;
 use crate::service::Service;
 use async_trait::async_trait;
 use pingora_core::server::configuration::ServerConf;
 use pingora_core::server::{ListenFds, RunArgs, Server, ShutdownSignal, ShutdownSignalWatch, ShutdownWatch};
-use std::net::TcpListener;
+use std::future::poll_fn;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::task::Poll;
 use std::time::Duration;
-use tokio::sync::Notify;
 use tokio::sync::futures::Notified;
+use tokio::sync::{Notify, mpsc};
 use tokio_util::sync::CancellationToken;
-use weir_core::drain::Drain;
 
 /// How often the tables of the rate limiter are swept.
 const SWEEP: Duration = Duration::from_secs(60);
+
+/// As many as may wait in a listener's queue: the standard library's bound.
+const BACKLOG: usize = 4096;
 
 /// Tells open tunnels that their time is over.
 #[derive(Default)]
@@ -59,9 +63,8 @@ pub fn conf(conf: &weir_conf::proxy::Proxy) -> ServerConf {
 /// The listeners as a service of Pingora's, on the runtime that it makes.
 pub struct Front {
     pub service: Arc<Service>,
-    pub listeners: Vec<TcpListener>,
-    /// Accepting ends with it.
-    pub drain: Drain,
+    /// Listeners, now and after each reload. Taken when the service starts.
+    pub opened: Option<mpsc::UnboundedReceiver<Opened>>,
     pub threads: usize,
 }
 
@@ -73,14 +76,10 @@ impl pingora_core::services::Service for Front {
         shutdown: ShutdownWatch,
         _listeners_per_fd: usize,
     ) {
-        let accepting = self.listeners.drain(..).map(|listener| {
-            tokio::spawn(accept(listener, self.service.clone(), self.drain.clone(), shutdown.clone()))
-        });
-        let accepting: Vec<_> = accepting.collect();
-        tokio::spawn(sweep(self.service.clone(), self.drain.clone()));
-        for task in accepting {
-            if let Err(error) = task.await {
-                tracing::error!(%error, "a listener ended");
+        tokio::spawn(sweep(self.service.clone()));
+        if let Some(mut opened) = self.opened.take() {
+            while let Some(listener) = opened.recv().await {
+                tokio::spawn(accept(listener, self.service.clone(), shutdown.clone()));
             }
         }
         // Tunnels live on this runtime; it ends when Pingora is told to stop.
@@ -96,19 +95,20 @@ impl pingora_core::services::Service for Front {
     }
 }
 
-async fn accept(listener: TcpListener, service: Arc<Service>, drain: Drain, shutdown: ShutdownWatch) {
+async fn accept(Opened { listener, closed }: Opened, service: Arc<Service>, shutdown: ShutdownWatch) {
     let listener = match tokio::net::TcpListener::from_std(listener) {
         Ok(listener) => listener,
         Err(error) => return tracing::error!(%error, "the listener cannot be used"),
     };
+    let serve = |(tcp, peer)| tokio::spawn(service.clone().connection(tcp, peer, shutdown.clone()));
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
-            () = drain.begun() => return,
+            () = closed.cancelled() => break,
         };
         match accepted {
-            Ok((tcp, peer)) => {
-                tokio::spawn(service.clone().connection(tcp, peer, shutdown.clone()));
+            Ok(accepted) => {
+                serve(accepted);
             }
             Err(error) => {
                 service.metrics.refuse("accept_error");
@@ -120,13 +120,20 @@ async fn accept(listener: TcpListener, service: Arc<Service>, drain: Drain, shut
             }
         }
     }
+    // Who is in the queue when it closes would be reset; the kernel has let them in, so they are served.
+    for _ in 0..BACKLOG {
+        match poll_fn(|cx| Poll::Ready(listener.poll_accept(cx))).await {
+            Poll::Ready(Ok(accepted)) => drop(serve(accepted)),
+            _ => return,
+        }
+    }
 }
 
-async fn sweep(service: Arc<Service>, drain: Drain) {
+async fn sweep(service: Arc<Service>) {
     loop {
         tokio::select! {
-            () = tokio::time::sleep(SWEEP) => service.admit.sweep(),
-            () = drain.begun() => return,
+            () = tokio::time::sleep(SWEEP) => service.snapshot.load().admit.sweep(),
+            () = service.drain.begun() => return,
         }
     }
 }

@@ -3,7 +3,7 @@
 //! after which the connection may bring its next request.
 
 use crate::access::{Access, End};
-use crate::admit::{AddressPlace, Admit, Place, Refused};
+use crate::admit::{AddressPlace, Place, Refused};
 use crate::answer;
 use crate::client::Client;
 use crate::client_addr::Trusted;
@@ -12,12 +12,14 @@ use crate::front::head::{self, Bad, Head};
 use crate::front::upgrade::is_websocket;
 use crate::local::{H1Exchange, LogAtEnd, Status};
 use crate::metrics::Metrics;
-use crate::plain::{self, Plain};
-use crate::route::{Routes, Target, sticky_key};
+use crate::plain::{self, Passage, Plain};
+use crate::route::{Target, sticky_key};
 use crate::server::Closing;
-use crate::tunnel::greet::{self, Deadlines, Greeted};
+use crate::snapshot::Snapshot;
+use crate::tunnel::greet::{self, Greeted};
 use crate::tunnel::relay::Relay;
 use crate::tunnel::{self, Held};
+use arc_swap::ArcSwap;
 use pingora_core::apps::HttpServerApp;
 use pingora_core::protocols::http::ServerSession;
 use pingora_core::server::ShutdownWatch;
@@ -32,20 +34,13 @@ use weir_wire::hop::REQUEST_ID;
 use weir_wire::id::ConnId;
 
 pub struct Service {
-    pub admit: Arc<Admit>,
-    pub trusted: Trusted,
-    pub routes: Arc<Routes>,
-    pub node: Option<Arc<dyn Acceptor>>,
+    /// Read once for each request; replaced by a reload.
+    pub snapshot: ArcSwap<Snapshot>,
     pub plain: Arc<HttpProxy<Plain>>,
     pub metrics: Metrics,
     pub closing: Arc<Closing>,
     /// Of this proxy's connections.
     pub drain: Drain,
-    pub head_timeout: Duration,
-    pub head_size: usize,
-    pub keepalive_timeout: Duration,
-    pub idle_timeout: Duration,
-    pub deadlines: Deadlines,
 }
 
 /// One request's origin, and its place among its address's connections.
@@ -78,23 +73,30 @@ impl Service {
     ) {
         let peer = peer.ip().to_canonical();
         let _unsupported_matters_not = tcp.set_nodelay(true);
-        let mut client = Client::new(tcp, self.head_size);
-        let trusted = self.trusted.contains(peer);
-        let address = if trusted { Ok(None) } else { self.admit.address(peer) };
-        let places = self.admit.connection().and_then(|place| Ok(Places { place, address: address? }));
+        let mut snapshot = self.snapshot.load_full();
+        let mut client = Client::new(tcp, snapshot.conf.head_size);
+        let trusted = snapshot.trusted.contains(peer);
+        let address = if trusted { Ok(None) } else { snapshot.admit.address(peer) };
+        let places = snapshot.admit.connection().and_then(|place| Ok(Places { place, address: address? }));
         let mut places = match places {
             Ok(places) => places,
             Err(refused) => return self.refuse(client, refused, None).await,
         };
         let mut first = true;
         loop {
-            let head = match self.read_head(&mut client, first).await {
+            if !first {
+                if !self.another(&snapshot, &mut client).await {
+                    return;
+                }
+                snapshot = self.snapshot.load_full();
+            }
+            let head = match read_head(&snapshot, &mut client).await {
                 Ok(Some(head)) => head,
                 Ok(None) => return,
                 Err(bad) => return self.reject(client, bad, peer).await,
             };
-            let from = self.origin(peer, trusted, &head);
-            match Box::pin(self.request(client, places, head, from, &shutdown)).await {
+            let from = origin(&snapshot.trusted, peer, &head);
+            match Box::pin(self.request(&snapshot, client, places, head, from, &shutdown)).await {
                 Next::Another(again, held) => (client, places) = (again, held),
                 Next::Done => return,
             }
@@ -105,55 +107,20 @@ impl Service {
         }
     }
 
-    /// `None`: the client left, or kept silent, between two requests.
-    async fn read_head(&self, client: &mut Client, first: bool) -> Result<Option<Head>, Bad> {
-        if client.ahead.is_empty() && !first {
-            let begun = tokio::select! {
-                begun = timeout(self.keepalive_timeout, client.fill()) => matches!(begun, Ok(Ok(1..))),
-                () = self.drain.begun() => false,
-            };
-            if !begun {
-                return Ok(None);
-            }
+    /// Whether a kept-alive connection brings another request.
+    async fn another(&self, snapshot: &Snapshot, client: &mut Client) -> bool {
+        if !client.ahead.is_empty() {
+            return true;
         }
-        let whole = async {
-            let mut seen = 0;
-            loop {
-                if let Some(end) = head::end(&client.ahead, seen)? {
-                    return if end > self.head_size { Err(TOO_LARGE) } else { Ok(Some(end)) };
-                }
-                seen = client.ahead.len();
-                if seen >= self.head_size {
-                    return Err(TOO_LARGE);
-                }
-                match client.fill().await {
-                    Ok(1..) => {}
-                    // It never asked anything, so there is nothing to be answered.
-                    _ if client.ahead.is_empty() => return Ok(None),
-                    _ => return Err(Bad { status: 400, why: "head cut short" }),
-                }
-            }
-        };
-        let end = match timeout(self.head_timeout, whole).await {
-            Ok(end) => end?,
-            Err(_) => return Err(Bad { status: 408, why: "slow head" }),
-        };
-        let Some(end) = end else { return Ok(None) };
-        head::parse(&client.ahead.split_to(end)).map(Some)
-    }
-
-    fn origin(&self, peer: IpAddr, trusted: bool, head: &Head) -> From {
-        let told = head.parts.headers.get(REQUEST_ID).filter(|_| trusted);
-        let conn = told.and_then(|v| v.to_str().ok()).and_then(ConnId::parse);
-        From {
-            client: self.trusted.client(peer, &head.parts.headers),
-            conn: conn.unwrap_or_else(|| ConnId::from_random(rand::random())),
-            trusted,
+        tokio::select! {
+            begun = timeout(snapshot.conf.keepalive_timeout, client.fill()) => matches!(begun, Ok(Ok(1..))),
+            () = self.drain.begun() => false,
         }
     }
 
     async fn request(
         self: &Arc<Self>,
+        snapshot: &Arc<Snapshot>,
         client: Client,
         places: Places,
         mut head: Head,
@@ -170,14 +137,14 @@ impl Service {
                 return self.answer(client, &access, bad.status, None, bad.why).await;
             }
         };
-        let own_address = match self.admit_one(&from, websocket) {
+        let own_address = match self.admit_one(snapshot, &from, websocket) {
             Ok(address) => address,
             Err(refused) => {
                 self.refuse(client, refused, Some(&access)).await;
                 return Next::Done;
             }
         };
-        let Some(route) = self.routes.find(&head.parts) else {
+        let Some(route) = snapshot.routes.find(&head.parts) else {
             if websocket {
                 self.metrics.handshake("no_route");
             }
@@ -187,31 +154,46 @@ impl Service {
             .any(|t| t.eq_ignore_ascii_case("close"));
         let origin = Origin { client: from.client, conn: &from.conn, trusted: from.trusted };
         forward::rewrite(&mut head.parts.headers, &origin);
+        let upstream = route.target.upstream();
+        access.upstream = Some(upstream.name.clone());
         if !websocket {
-            return self.plain(client, places, own_address, head, wants_close, shutdown).await;
+            let plan = upstream.plan(&sticky_key(&route.sticky, &head.parts, from.client));
+            let passage = Passage { plan, access, deadlines: snapshot.deadlines() };
+            return self.plain(client, (places, own_address), head, passage, wants_close, shutdown).await;
         }
         forward::mark_upgrade(&mut head.parts.headers);
-        match (&route.target, &self.node) {
-            (Target::Node(_), Some(node)) => {
-                self.hand_over(node, client, head.parts, from, access, (places, own_address, busy));
+        match &route.target {
+            Target::Node { acceptor, .. } => {
+                self.hand_over(acceptor, client, head.parts, from, access, (places, own_address, busy));
                 Next::Done
             }
-            (Target::Node(upstream) | Target::Upstream(upstream), _) => {
-                access.upstream = Some(upstream.name.clone());
+            Target::Upstream(upstream) => {
                 let mut plan = upstream.plan(&sticky_key(&route.sticky, &head.parts, from.client));
-                let greeted = greet::greet(&mut plan, &head.parts, self.deadlines, &mut access).await;
-                self.tunnel(client, places, own_address, busy, greeted, access).await
+                let greeted = greet::greet(&mut plan, &head.parts, snapshot.deadlines(), &mut access).await;
+                let held = Held {
+                    access,
+                    metrics: self.metrics.clone(),
+                    closing: self.closing.clone(),
+                    idle: snapshot.conf.idle_timeout,
+                    permit: (places.place, places.address.or(own_address), busy),
+                };
+                self.tunnel(client, greeted, held).await
             }
         }
     }
 
     /// A handshake by its rate; behind a trusted peer the client's own address by its connections, too.
-    fn admit_one(&self, from: &From, websocket: bool) -> Result<Option<AddressPlace>, Refused> {
-        let address = if from.trusted { self.admit.address(from.client) } else { Ok(None) };
+    fn admit_one(
+        &self,
+        snapshot: &Snapshot,
+        from: &From,
+        websocket: bool,
+    ) -> Result<Option<AddressPlace>, Refused> {
+        let address = if from.trusted { snapshot.admit.address(from.client) } else { Ok(None) };
         if !websocket {
             return address;
         }
-        let admitted = address.and_then(|address| self.admit.handshake(from.client).map(|()| address));
+        let admitted = address.and_then(|address| snapshot.admit.handshake(from.client).map(|()| address));
         admitted.inspect_err(|refused| self.metrics.handshake(refused.cause()))
     }
 
@@ -222,10 +204,9 @@ impl Service {
         client: Client,
         head: http::request::Parts,
         from: From,
-        mut access: Access,
+        access: Access,
         held: (Places, Option<AddressPlace>, Busy),
     ) {
-        access.upstream = Some("node".into());
         self.metrics.handshake("handed_to_node");
         let status = Status::default();
         let exchange = Box::new(H1Exchange { client, status: status.clone() });
@@ -233,26 +214,18 @@ impl Service {
         node.accept(Request { head, client: from.client, conn: from.conn, exchange, permit });
     }
 
-    async fn tunnel(
-        self: &Arc<Self>,
-        client: Client,
-        places: Places,
-        own_address: Option<AddressPlace>,
-        busy: Busy,
-        greeted: Greeted,
-        access: Access,
-    ) -> Next {
+    async fn tunnel(self: &Arc<Self>, client: Client, greeted: Greeted, held: Held) -> Next {
         match greeted {
             Greeted::Failed { status, retry_after, cause } => {
                 self.metrics.handshake(cause);
-                self.answer(client, &access, status, retry_after, cause).await
+                self.answer(client, &held.access, status, retry_after, cause).await
             }
             Greeted::Refused(response) => {
                 self.metrics.handshake("refused_by_server");
                 let status = response.status().as_u16();
                 let (mut tcp, _dies_here) = client.into_parts();
                 let _client_gone = answer::send_and_close(&mut tcp, response).await;
-                access.log("websocket", End { status, bytes: None, cause: "refused_by_server" });
+                held.access.log("websocket", End { status, bytes: None, cause: "refused_by_server" });
                 Next::Done
             }
             Greeted::Accepted(mut headers, server, from_server) => {
@@ -264,20 +237,13 @@ impl Service {
                 out.extend_from_slice(b"\r\n");
                 if answer::write(&mut tcp, &out).await.is_err() {
                     self.metrics.handshake("client_gone");
-                    access.log("websocket", End { status: 0, bytes: None, cause: "client_gone" });
+                    held.access.log("websocket", End { status: 0, bytes: None, cause: "client_gone" });
                     return Next::Done;
                 }
                 self.metrics.handshake("accepted");
                 for socket in [&tcp, &server] {
                     let _unsupported_matters_not = tunnel::watch_peer(socket);
                 }
-                let held = Held {
-                    access,
-                    metrics: self.metrics.clone(),
-                    closing: self.closing.clone(),
-                    idle: self.idle_timeout,
-                    permit: (places.place, places.address.or(own_address), busy),
-                };
                 // A task of its own: the memory of this one, sized for Pingora's path, is free again.
                 tokio::spawn(tunnel::run(Relay::new(tcp, from_client, server, from_server), Box::new(held)));
                 Next::Done
@@ -288,16 +254,16 @@ impl Service {
     async fn plain(
         self: &Arc<Self>,
         mut client: Client,
-        places: Places,
-        _own_address: Option<AddressPlace>,
+        (places, _own_address): (Places, Option<AddressPlace>),
         head: Head,
+        passage: Passage,
         wants_close: bool,
         shutdown: &ShutdownWatch,
     ) -> Next {
         client.gate(head.body);
         let mut session = ServerSession::new_http1(Box::new(client));
         session.set_pipelined_prefix(plain::head_bytes(&head.parts));
-        let reused = self.plain.process_new_http(session, shutdown).await;
+        let reused = plain::with(passage, self.plain.process_new_http(session, shutdown)).await;
         let Some((stream, _settings)) = reused.map(|r| r.consume()) else { return Next::Done };
         let Ok(mut client) = stream.into_any().downcast::<Client>() else { return Next::Done };
         if wants_close || head.parts.version == http::Version::HTTP_10 {
@@ -341,6 +307,46 @@ impl Service {
         let _client_gone = answer::send_and_close(&mut tcp, answer::response(status, retry_after)).await;
         access.log("refused", End { status, bytes: None, cause });
         Next::Done
+    }
+}
+
+/// `None`: the client left without asking anything.
+async fn read_head(snapshot: &Snapshot, client: &mut Client) -> Result<Option<Head>, Bad> {
+    let limit = snapshot.conf.head_size;
+    let whole = async {
+        let mut seen = 0;
+        loop {
+            if let Some(end) = head::end(&client.ahead, seen)? {
+                return if end > limit { Err(TOO_LARGE) } else { Ok(Some(end)) };
+            }
+            seen = client.ahead.len();
+            if seen >= limit {
+                return Err(TOO_LARGE);
+            }
+            match client.fill().await {
+                Ok(1..) => {}
+                // It never asked anything, so there is nothing to be answered.
+                _ if client.ahead.is_empty() => return Ok(None),
+                _ => return Err(Bad { status: 400, why: "head cut short" }),
+            }
+        }
+    };
+    let end = match timeout(snapshot.conf.head_timeout, whole).await {
+        Ok(end) => end?,
+        Err(_) => return Err(Bad { status: 408, why: "slow head" }),
+    };
+    let Some(end) = end else { return Ok(None) };
+    head::parse(&client.ahead.split_to(end)).map(Some)
+}
+
+fn origin(trusted: &Trusted, peer: IpAddr, head: &Head) -> From {
+    let is_trusted = trusted.contains(peer);
+    let told = head.parts.headers.get(REQUEST_ID).filter(|_| is_trusted);
+    let conn = told.and_then(|v| v.to_str().ok()).and_then(ConnId::parse);
+    From {
+        client: trusted.client(peer, &head.parts.headers),
+        conn: conn.unwrap_or_else(|| ConnId::from_random(rand::random())),
+        trusted: is_trusted,
     }
 }
 

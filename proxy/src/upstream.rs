@@ -26,6 +26,23 @@ pub struct Upstream {
 }
 
 impl Upstream {
+    /// The upstream of this name in the conf. `before` is what it was until now, if it was: what has
+    /// not changed is kept.
+    pub fn build(
+        name: &str,
+        conf: &weir_conf::proxy::Proxy,
+        metrics: &Metrics,
+        _before: Option<&Arc<Upstream>>,
+    ) -> Result<Arc<Upstream>, BindError> {
+        let servers = conf.upstream.get(name).map(|u| u.servers.as_slice()).unwrap_or_default();
+        Upstream::resolve(name, servers, conf, metrics).map(Arc::new)
+    }
+
+    /// The listener of the node in this process.
+    pub fn of_node(addr: SocketAddr, conf: &weir_conf::proxy::Proxy, metrics: &Metrics) -> Upstream {
+        Upstream::new("node", vec![vec![addr]], conf, metrics)
+    }
+
     /// Resolves the servers' names. A name with several addresses stands for as many servers;
     /// one with an address of each family is one server that can be reached both ways.
     pub fn resolve(

@@ -12,7 +12,7 @@ use tokio::time::timeout;
 use weir_conf::proxy::{Proxy as Conf, Route, Sticky, Upstream};
 use weir_core::accept::{Acceptor, Request};
 use weir_core::drain::Drain;
-use weir_proxy::{LocalNode, Proxy};
+use weir_proxy::{Inherited, LocalNode, Proxy};
 
 const UPGRADE: &str = "GET /ws HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
     Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\
@@ -47,7 +47,7 @@ fn front_with(servers: &[SocketAddr], node: Option<LocalNode>, change: impl FnOn
     }
     conf.route = vec![Route { host: Some("a".into()), path: None, to: to.into(), sticky: Sticky::Ip }];
     change(&mut conf);
-    let proxy = Proxy::bind(&conf, node, &mut Registry::default()).unwrap();
+    let proxy = Proxy::bind(&conf, node, &mut Registry::default(), Inherited::new()).unwrap();
     let addr = proxy.local_addrs()[0];
     let drain = Drain::new();
     let ended = tokio::spawn(proxy.run(drain.clone()));

@@ -22,7 +22,7 @@ use weir_core::admin::{Admin, Check};
 use weir_core::drain::Drain;
 use weir_core::metrics;
 use weir_node::{Health, Node};
-use weir_proxy::{LocalNode, Proxy};
+use weir_proxy::{Inherited, LocalNode, Proxy};
 
 /// A listener or a tier that could not be made ready; the text names the conf key and the address.
 #[derive(Debug, thiserror::Error)]
@@ -83,7 +83,7 @@ impl Weir {
                 let local = node
                     .as_ref()
                     .map(|(node, ..)| LocalNode { acceptor: node.acceptor(), addr: node.local_addr() });
-                Some(Proxy::bind(&conf.proxy, local, &mut registry)?)
+                Some(Proxy::bind(&conf.proxy, local, &mut registry, Inherited::new())?)
             }
             false => None,
         };

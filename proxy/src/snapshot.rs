@@ -1,0 +1,88 @@
+//! What one conf makes of the proxy: routes, upstreams, limits. A reload builds the next one and
+//! swaps it in whole; each request uses one from its head to its end, so no request sees two confs.
+//!
+//! What must outlive a conf is handed from one to the next: counts of open connections, servers'
+//! health, pools.
+
+use crate::LocalNode;
+use crate::admit::Admit;
+use crate::client_addr::Trusted;
+use crate::error::BindError;
+use crate::metrics::Metrics;
+use crate::route::{Route, Routes, Target};
+use crate::tunnel::greet::Deadlines;
+use crate::upstream::Upstream;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+pub struct Snapshot {
+    pub conf: weir_conf::proxy::Proxy,
+    pub trusted: Trusted,
+    pub admit: Admit,
+    pub routes: Routes,
+    pub upstreams: BTreeMap<String, Arc<Upstream>>,
+}
+
+impl Snapshot {
+    /// `before` is the one that this will replace. May block: names are resolved.
+    pub fn build(
+        conf: &weir_conf::proxy::Proxy,
+        node: Option<&LocalNode>,
+        metrics: &Metrics,
+        before: Option<&Snapshot>,
+    ) -> Result<Snapshot, BindError> {
+        let upstreams = upstreams(conf, metrics, before)?;
+        Ok(Snapshot {
+            conf: conf.clone(),
+            trusted: Trusted::new(&conf.trusted),
+            admit: match before {
+                Some(before) => before.admit.renew(conf),
+                None => Admit::new(conf, metrics.connections.clone()),
+            },
+            routes: routes(conf, node, metrics, &upstreams)?,
+            upstreams,
+        })
+    }
+
+    pub fn deadlines(&self) -> Deadlines {
+        Deadlines { connect: self.conf.connect_timeout, handshake: self.conf.handshake_timeout }
+    }
+}
+
+fn upstreams(
+    conf: &weir_conf::proxy::Proxy,
+    metrics: &Metrics,
+    before: Option<&Snapshot>,
+) -> Result<BTreeMap<String, Arc<Upstream>>, BindError> {
+    let build = |name: &String| {
+        let before = before.and_then(|b| b.upstreams.get(name));
+        Upstream::build(name, conf, metrics, before)
+    };
+    conf.upstream.keys().map(|name| Ok((name.clone(), build(name)?))).collect()
+}
+
+fn routes(
+    conf: &weir_conf::proxy::Proxy,
+    node: Option<&LocalNode>,
+    metrics: &Metrics,
+    upstreams: &BTreeMap<String, Arc<Upstream>>,
+) -> Result<Routes, BindError> {
+    // Where nodes are listed, they are the tier, and the one here is reached like any other.
+    let local = node.filter(|_| !upstreams.contains_key("node")).map(|node| Target::Node {
+        acceptor: node.acceptor.clone(),
+        listener: Arc::new(Upstream::of_node(node.addr, conf, metrics)),
+    });
+    let mut routes = Vec::with_capacity(conf.route.len());
+    for (index, route) in conf.route.iter().enumerate() {
+        let target = match (upstreams.get(&route.to), &local) {
+            (Some(upstream), _) => Target::Upstream(upstream.clone()),
+            (None, Some(local)) if route.to == "node" => local.clone(),
+            _ => {
+                let known: Vec<&str> = upstreams.keys().map(String::as_str).collect();
+                return Err(BindError::Route { index, to: route.to.clone(), known: known.join(", ") });
+            }
+        };
+        routes.push(Route::new(route, target));
+    }
+    Ok(Routes::new(routes))
+}
