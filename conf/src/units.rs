@@ -13,7 +13,7 @@ pub struct Rate {
 
 impl Rate {
     /// Zero is a rate too; negative is none.
-    pub(crate) fn parse(text: &str) -> Option<Rate> {
+    pub fn parse(text: &str) -> Option<Rate> {
         let (count, unit) = text.split_once('/')?;
         if !count.starts_with(|c: char| c.is_ascii_digit()) {
             return None;

@@ -173,6 +173,11 @@ impl Control {
         Ok(Reloaded { opened, closed })
     }
 
+    /// Client connections with something under way: tunnels, handshakes, requests.
+    pub fn busy(&self) -> usize {
+        self.0.service.drain.remaining()
+    }
+
     /// A second handle of each listening socket, by the address in the conf.
     pub fn sockets(&self) -> io::Result<Vec<(SocketAddr, TcpListener)>> {
         self.listeners().sockets().map(|(addr, socket)| Ok((addr, socket.try_clone()?))).collect()
