@@ -14,6 +14,8 @@ mod conf;
 mod limits;
 #[path = "system/nodes.rs"]
 mod nodes;
+#[path = "system/operate.rs"]
+mod operate;
 #[path = "system/path.rs"]
 mod path;
 #[path = "system/reconnect.rs"]

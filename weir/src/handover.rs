@@ -29,7 +29,7 @@ use std::time::{Duration, Instant};
 /// For the other side to be there: an operator starts one by hand, and then signals the other.
 const MEET: Duration = Duration::from_secs(60);
 /// The predecessor connects to a successor that was started first; a moment covers a slow start.
-const CONNECT: Duration = Duration::from_secs(10);
+const CONNECT: Duration = Duration::from_secs(5);
 /// For a message; and, on the predecessor's side, for the successor to bind and serve.
 const ANSWER: Duration = Duration::from_secs(60);
 const LOOK: Duration = Duration::from_millis(50);
