@@ -3,7 +3,7 @@
 
 use futures_util::stream::{self, StreamExt};
 use weir_tests::edge::{Edge, app, upgrade};
-use weir_tests::recorder::{Connection, Reply, Request, ok, statuses, switch};
+use weir_tests::recorder::{Connection, Reply, Request, statuses, switch};
 use weir_tests::within;
 
 /// Sockets at once.
@@ -187,13 +187,12 @@ async fn a_transfer_encoding_that_one_of_two_readers_overlooks() {
         rows.push(refused(hidden(&[b"Transfer-Encoding: chu", b, b"nked"])));
     }
     let connections = check(rows).await;
-    // What was passed on as another header is no header that a lenient server could take for this one.
+    // What was passed on as another header is none that a lenient server takes for this one: CGI and its like
+    // know no difference between `-` and `_`.
     for request in connections.iter().flat_map(|c| &c.requests) {
         for line in request.head.lines().skip(1) {
-            let name = line.split(':').next().unwrap_or_default();
-            let letters: String = name.chars().filter(char::is_ascii_alphabetic).collect();
-            let forged = letters.eq_ignore_ascii_case("transferencoding");
-            assert!(!forged || name.contains('.'), "passed on: {}", request.head);
+            let name = line.split(':').next().unwrap_or_default().to_ascii_lowercase();
+            assert_ne!(name.replace('_', "-"), "transfer-encoding", "{}", request.head);
         }
     }
 }
@@ -220,25 +219,33 @@ async fn chunks_that_could_be_read_in_two_ways() {
         " 5\r\nhello\r\n0\r\n\r\n",
         "5 5\r\nhello\r\n0\r\n\r\n",
         "5_\r\nhello\r\n0\r\n\r\n",
-        "\r\nhello\r\n0\r\n\r\n",
         "fffffffffffffffff\r\nhello\r\n0\r\n\r\n",
         "10000000000000005\r\nhello\r\n0\r\n\r\n",
-        "5;a\nb\r\nhello\r\n0\r\n\r\n",
-        "5\r\nhello\r\n0;\n\r\nGET /smuggled HTTP/1.1\r\nHost: a\r\n\r\n",
     ] {
         // Some of it may have been passed on already; the server must see that it never came to an end.
         rows.push(row(chunked(body), &[&[400], &[502], &[]], 0));
     }
-    for body in ["5\r\nhello\r\n0\r\n\r\n", "5;ext=1\r\nhello\r\n0\r\n\r\n", "005\r\nhello\r\n00\r\n\r\n"] {
+    // Read leniently by Pingora, and written anew: the server never sees an extension or an odd line.
+    for body in [
+        "5\r\nhello\r\n0\r\n\r\n",
+        "5;ext=1\r\nhello\r\n0\r\n\r\n",
+        "5;a\nb\r\nhello\r\n0\r\n\r\n",
+        "005\r\nhello\r\n00\r\n\r\n",
+        "5\r\nhello\r\n0;\n\r\nGET /smuggled HTTP/1.1\r\nHost: a\r\n\r\n",
+    ] {
         rows.push(row(chunked(body), &[&[200], &[400]], 1));
     }
+    // No size at all is taken for none; what follows dies with the connection.
+    let empty = rows.len();
+    rows.push(row(chunked("\r\nGET /smuggled HTTP/1.1\r\nHost: a\r\n\r\n"), &[&[200], &[400]], 1));
     // Trailers may not bring what belongs into a head.
     let trailers = "5\r\nhello\r\n0\r\nContent-Length: 50\r\nX-Forwarded-For: 6.6.6.6\r\n\r\n";
     rows.push(row(chunked(trailers), &[&[200], &[400]], 1));
     for request in check(rows).await.iter().flat_map(|c| &c.requests) {
         assert!(!request.head.contains("6.6.6.6") && !request.head.contains("Content-Length: 50"));
         if request.whole && request.head.starts_with("POST") {
-            assert_eq!(request.body, b"hello", "{}", request.head);
+            let body = if request.target() == format!("/row-{empty}") { &b""[..] } else { b"hello" };
+            assert_eq!(request.body, body, "{}", request.head);
         }
     }
 }
@@ -252,8 +259,8 @@ async fn requests_one_after_the_other_stay_apart() {
         row(format!("{get}{bad}"), &[&[200, 400]], 1),
         row(format!("{}hello{bad}", String::from_utf8_lossy(&post(b"Content-Length: 5", ""))), &[&[200, 400]], 1),
         // A body that nobody announced is the next request, and no good one.
-        row(format!("{get}X"), &[&[200, 400]], 1),
-        row(format!("{get}\0"), &[&[200, 400]], 1),
+        row(format!("{get}X"), &[&[200, 408]], 1),
+        row(format!("{get}\0\r\n\r\n"), &[&[200, 400]], 1),
         row(format!("{get}{}", upgrade("/smuggled").replace("Host: a\r\n", "")), &[&[200, 400]], 1),
     ];
     check(rows).await;
