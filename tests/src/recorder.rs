@@ -58,6 +58,8 @@ pub struct Connection {
     /// Bytes that are no request.
     pub odd: Vec<u8>,
     pub ended: bool,
+    /// All was answered, and no other request has come: the proxy may keep it for the next.
+    pub idle: bool,
 }
 
 type Script = Arc<dyn Fn(&Request) -> Reply + Send + Sync>;
@@ -109,8 +111,9 @@ impl Recorder {
         self.connections.lock().unwrap().clone()
     }
 
-    pub fn open(&self) -> usize {
-        self.connections.lock().unwrap().iter().filter(|c| !c.ended).count()
+    /// Connections on which something is under way.
+    pub fn busy(&self) -> usize {
+        self.connections.lock().unwrap().iter().filter(|c| !c.ended && !c.idle).count()
     }
 
     /// All requests, whatever their connection.
@@ -121,7 +124,7 @@ impl Recorder {
     /// Waits until the other side has ended all its connections: what was seen then is all there will be.
     pub async fn ended(&self) {
         until("the proxy's connections to the server end", || async {
-            match self.open() {
+            match self.connections().iter().filter(|c| !c.ended).count() {
                 0 => Ok(()),
                 n => Err(format!("{n} open")),
             }
@@ -264,12 +267,16 @@ async fn serve(mut wire: Wire, note: &Note<'_>, script: &Script, flooded: &Atomi
         };
         let request = Request { head: latin1(&head), ..Request::default() };
         let reply = script(&request);
-        note.with(|c| c.requests.push(request));
+        note.with(|c| {
+            c.requests.push(request);
+            c.idle = false;
+        });
         match reply {
             Reply::Answer(bytes) => {
                 if !body(&mut wire, framing, note).await || wire.tcp.write_all(&bytes).await.is_err() {
                     return;
                 }
+                note.with(|c| c.idle = true);
             }
             other => return last(wire, other, note, flooded).await,
         }
@@ -312,8 +319,10 @@ async fn last(mut wire: Wire, reply: Reply, note: &Note<'_>, flooded: &AtomicUsi
         }
         Reply::Deaf(bytes) => {
             let _gone = wire.tcp.write_all(&bytes).await;
-            // Its end alone is waited for: ready for errors, and never read.
-            let _reset = wire.tcp.ready(tokio::io::Interest::ERROR).await;
+            // Only its end is looked out for, now and then: what can be read stays unread.
+            while wire.tcp.ready(tokio::io::Interest::READABLE).await.is_ok_and(|r| !r.is_read_closed()) {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
             return;
         }
     }
