@@ -70,5 +70,9 @@ impl Edge {
 
 /// Answers as an app would: switches where it is asked to, and 200 to all else.
 pub fn app(request: &Request) -> Reply {
-    if request.values("upgrade").is_empty() { Reply::Answer(ok("hello")) } else { Reply::Last(switch(request)) }
+    if request.values("upgrade").is_empty() {
+        Reply::Answer(ok("hello"))
+    } else {
+        Reply::Last(switch(request))
+    }
 }

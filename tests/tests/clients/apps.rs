@@ -86,10 +86,8 @@ async fn python_apps() {
     let port = |n: usize| addrs[n].port().to_string();
     let uvicorn = ["uvicorn", "--port", &port(0), "--log-level", "warning", "fastapi_app:app"];
     let daphne = ["daphne", "-v", "0", "-p", &port(1), "channels_app:application"];
-    let _apps = tokio::join!(
-        start(python_module(&uvicorn), addrs[0]),
-        start(python_module(&daphne), addrs[1]),
-    );
+    let _apps =
+        tokio::join!(start(python_module(&uvicorn), addrs[0]), start(python_module(&daphne), addrs[1]),);
     let listen = [Port::free(), Port::free()];
     let _proxies = tokio::join!(
         proxy(Spec::shipped("fastapi", "conf/app.toml"), &listen[0], &addrs[..1]),

@@ -137,7 +137,8 @@ fn ten_thousand_connects_from_one_network() {
         let (addr, port) = (listen.addr(), listen.addr().port());
         let all = if own { format!("[::]:{port}") } else { addr.to_string() };
         // The limits are those that ship.
-        let process = Spec::text("proxy", conf::proxy("app", &addrs)).set("proxy.listen", all).start(&[]).await;
+        let process =
+            Spec::text("proxy", conf::proxy("app", &addrs)).set("proxy.listen", all).start(&[]).await;
         let addr6 = SocketAddr::from(("2001:db8:0:1::1".parse::<Ipv6Addr>().unwrap(), port));
         let mut neighbour = Neighbour::connect(addr).await;
         let calm_until = Instant::now() + Duration::from_millis(500);

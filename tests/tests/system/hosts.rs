@@ -186,7 +186,11 @@ async fn forged_addresses_are_overwritten() {
         ("", "127.0.0.2"),
     ] {
         for (name, status) in [(get("/chain", "Host: a\r\n"), 200), (upgrade("/chain"), 101)] {
-            let sent = name.replacen("Host: a\r\n", &format!("Host: a\r\nX-Forwarded-For: {chain}\r\nX-Want: {client}\r\n"), 1);
+            let sent = name.replacen(
+                "Host: a\r\n",
+                &format!("Host: a\r\nX-Forwarded-For: {chain}\r\nX-Want: {client}\r\n"),
+                1,
+            );
             assert_eq!(ask(&edge, Ipv4Addr::new(127, 0, 0, 2), &sent).await, status);
         }
     }
@@ -232,10 +236,16 @@ async fn the_proxy_protocol_from_strangers_is_no_request() {
     let v2 = b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c\x06\x06\x06\x06\x7f\0\0\x01\x10\x10\x1f\x90";
     let local = b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\0";
     let bomb = b"\r\n\r\n\0\r\nQUIT\n\x21\x11\xff\xff";
-    for header in [&b"PROXY TCP4 6.6.6.6 127.0.0.1 4112 8080\r\n"[..], b"PROXY UNKNOWN\r\n", v2, local, bomb] {
+    for header in [&b"PROXY TCP4 6.6.6.6 127.0.0.1 4112 8080\r\n"[..], b"PROXY UNKNOWN\r\n", v2, local, bomb]
+    {
         let got = edge.send(&[header, get].concat()).await;
         // Its first line's last word stands where the version should.
-        assert!(matches!(statuses(&got)[..], [400 | 505]), "{}: {}", header.escape_ascii(), got.escape_ascii());
+        assert!(
+            matches!(statuses(&got)[..], [400 | 505]),
+            "{}: {}",
+            header.escape_ascii(),
+            got.escape_ascii()
+        );
     }
     edge.assert_serves().await;
     let seen = edge.finish().await;

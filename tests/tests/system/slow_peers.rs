@@ -182,7 +182,10 @@ async fn clients_that_never_read_cost_a_buffer_and_leave_nothing() {
     // Nothing more is taken from the server than kernels and one buffer hold.
     let taken = settled(|| edge.server.flooded()).await;
     let grown = edge.process.rss_kib().saturating_sub(before);
-    println!("{PEERS} clients that do not read: {} KiB taken for each, {grown} KiB of memory", taken / PEERS / 1024);
+    println!(
+        "{PEERS} clients that do not read: {} KiB taken for each, {grown} KiB of memory",
+        taken / PEERS / 1024
+    );
     assert!(grown < GROWTH_KIB, "{grown} KiB for {PEERS} clients that do not read");
     edge.assert_serves().await;
     drop(deaf);
@@ -236,7 +239,11 @@ async fn servers_never_read(what: &str, request: &str) {
         let open = edge.process.metric("weir_proxy_tunnels", &[]).await;
         let sockets = edge.process.descriptors();
         let gone = open < 1.0 && sockets <= descriptors + 4;
-        if gone { Ok(()) } else { Err(format!("{open} tunnels, {sockets} descriptors, {descriptors} before")) }
+        if gone {
+            Ok(())
+        } else {
+            Err(format!("{open} tunnels, {sockets} descriptors, {descriptors} before"))
+        }
     })
     .await;
 }
@@ -259,7 +266,8 @@ async fn uploads_to_servers_that_never_read_cost_a_buffer_and_leave_nothing() {
 async fn a_side_that_goes_takes_the_other_along() {
     let edge = edge(&[]).await;
     // The server closes: at once, and after a request that it does not answer.
-    for request in [upgrade("/+gone"), upgrade("/close"), "GET /close HTTP/1.1\r\nHost: a\r\n\r\n".to_owned()] {
+    for request in [upgrade("/+gone"), upgrade("/close"), "GET /close HTTP/1.1\r\nHost: a\r\n\r\n".to_owned()]
+    {
         let mut client = ask(&edge, &request).await;
         let mut got = Vec::new();
         within("the client's end", client.read_to_end(&mut got)).await.unwrap();

@@ -79,7 +79,12 @@ async fn check(rows: Vec<Row>) -> Vec<Connection> {
     }
     for (n, row) in rows.iter().enumerate() {
         if seen[n] != expected[n] {
-            wrong.push(format!("the server saw {} requests, not {}: {}", seen[n], expected[n], show(&row.sent)));
+            wrong.push(format!(
+                "the server saw {} requests, not {}: {}",
+                seen[n],
+                expected[n],
+                show(&row.sent)
+            ));
         }
     }
     assert!(wrong.is_empty(), "{} of {} rows:\n{}", wrong.len(), rows.len(), wrong.join("\n"));
@@ -176,7 +181,9 @@ async fn a_transfer_encoding_that_one_of_two_readers_overlooks() {
     let own = format!("Content-Length: {}\r\n", BODY.len());
     let mut rows = Vec::new();
     let hidden = |fields: &[&[u8]]| post(&[own.as_bytes(), &fields.concat()].concat(), BODY);
-    for byte in (0..=0x20).chain(0x7f..=0x80).chain([0x85, 0xa0, 0xff, b'_', b'.', b':', b';', b',', b'"', b'(']) {
+    for byte in
+        (0..=0x20).chain(0x7f..=0x80).chain([0x85, 0xa0, 0xff, b'_', b'.', b':', b';', b',', b'"', b'('])
+    {
         let b = &[byte][..];
         rows.push(refused_or_harmless(hidden(&[b"Transfer-Encoding", b, b": chunked"])));
         rows.push(refused_or_harmless(hidden(&[b"Transfer", b, b"Encoding: chunked"])));
@@ -257,7 +264,11 @@ async fn requests_one_after_the_other_stay_apart() {
     let bad = "GET /smuggled HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n";
     let rows = vec![
         row(format!("{get}{bad}"), &[&[200, 400]], 1),
-        row(format!("{}hello{bad}", String::from_utf8_lossy(&post(b"Content-Length: 5", ""))), &[&[200, 400]], 1),
+        row(
+            format!("{}hello{bad}", String::from_utf8_lossy(&post(b"Content-Length: 5", ""))),
+            &[&[200, 400]],
+            1,
+        ),
         // A body that nobody announced is the next request, and no good one.
         row(format!("{get}X"), &[&[200, 408]], 1),
         row(format!("{get}\0\r\n\r\n"), &[&[200, 400]], 1),
@@ -327,7 +338,11 @@ async fn handshakes_that_are_none() {
 /// What a server says to a handshake. All but the true switch end there: the bytes behind the request die.
 const ANSWERS: [(&str, &str, u16); 19] = [
     ("no accept", "101 X\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n", 502),
-    ("empty accept", "101 X\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Accept:\r\n\r\n", 502),
+    (
+        "empty accept",
+        "101 X\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Accept:\r\n\r\n",
+        502,
+    ),
     (
         "wrong accept",
         "101 X\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Accept: AAAAAAAAAAAAAAAAAAAAAAAAAAA=\r\n\r\n",
@@ -339,8 +354,16 @@ const ANSWERS: [(&str, &str, u16); 19] = [
          Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n",
         502,
     ),
-    ("no Upgrade", "101 X\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n", 502),
-    ("no Connection", "101 X\r\nUpgrade: websocket\r\nSec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n", 502),
+    (
+        "no Upgrade",
+        "101 X\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n",
+        502,
+    ),
+    (
+        "no Connection",
+        "101 X\r\nUpgrade: websocket\r\nSec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n",
+        502,
+    ),
     (
         "another protocol",
         "101 X\r\nConnection: Upgrade\r\nUpgrade: h2c\r\nSec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n",
@@ -437,12 +460,17 @@ async fn a_switch_that_nobody_asked_for_is_502() {
         _ => app(request),
     })
     .await;
-    for head in ["GET /switch HTTP/1.1\r\nHost: a\r\n", "GET /switch HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: foo\r\n"] {
+    for head in [
+        "GET /switch HTTP/1.1\r\nHost: a\r\n",
+        "GET /switch HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: foo\r\n",
+    ] {
         let got = edge.send(format!("{head}\r\nGET /smuggled HTTP/1.1\r\nHost: a\r\n\r\n").as_bytes()).await;
         assert_eq!(statuses(&got), [502], "{}", show(&got));
     }
     edge.assert_serves().await;
     for request in edge.finish().await.iter().flat_map(|c| &c.requests) {
-        assert!(request.target() != "/smuggled" && (request.after.is_empty() || request.target() != "/switch"));
+        assert!(
+            request.target() != "/smuggled" && (request.after.is_empty() || request.target() != "/switch")
+        );
     }
 }
