@@ -112,6 +112,10 @@ impl ProxyHttp for Plain {
         response: &mut ResponseHeader,
         _: &mut Ctx,
     ) -> Result<()> {
+        // Nobody asked: an upgrade never comes this way. To the client it would look like a tunnel.
+        if response.status == http::StatusCode::SWITCHING_PROTOCOLS {
+            return Err(Error::new_up(ErrorType::HTTPStatus(502)));
+        }
         // Pingora writes the framing of its own connection.
         for name in ["keep-alive", "proxy-connection"] {
             response.remove_header(name);
