@@ -264,7 +264,8 @@ mod tests {
                 c.path = Some("/api".into());
             },
         ]);
-        let table: [(&str, &str, &[(&'static str, &str)], bool, Option<usize>); 21] = [
+        type Fields = &'static [(&'static str, &'static str)];
+        let table: [(&str, &str, Fields, bool, Option<usize>); 21] = [
             ("GET", "/", &[("host", "exact.EXAMPLE:80")], false, Some(0)),
             ("GET", "/", &[("host", "exact.example.")], false, Some(0)),
             ("GET", "/", &[("host", "a.b.example")], false, Some(1)),

@@ -179,13 +179,13 @@ impl Rules<'_> {
             Sticky::Affinity(_) if self.config.proxy.affinity_secret.is_empty() => {
                 self.mistake(&[&sticky, "proxy.affinity_secret"], "an affinity cookie is signed; accepted: with [proxy] affinity_secret, such as \"file:/path\" of 32 bytes or more");
             }
-            Sticky::Group(group) => {
-                if route.path_regex.as_ref().is_none_or(|regex| regex.group(group).is_none()) {
-                    let text = format!(
-                        "there is no group {group:?}; accepted: a group of this route's path_regex, such as (?P<room>[^/]+)"
-                    );
-                    self.mistake(&[&sticky, &format!("proxy.route[{i}].path_regex")], text);
-                }
+            Sticky::Group(group)
+                if route.path_regex.as_ref().and_then(|regex| regex.group(group)).is_none() =>
+            {
+                let text = format!(
+                    "there is no group {group:?}; accepted: a group of this route's path_regex, such as (?P<room>[^/]+)"
+                );
+                self.mistake(&[&sticky, &format!("proxy.route[{i}].path_regex")], text);
             }
             Sticky::Claim(_) if !verifies_tokens(route) => {
                 self.mistake(&[&sticky], "no token is verified on this route; accepted: another key");
