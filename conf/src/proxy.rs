@@ -1,9 +1,12 @@
 //! `[proxy]`: tier 1.
 
 mod route;
+mod tunnel;
 mod upstream;
 
+pub use crate::node::Drain;
 pub use route::{Route, Sticky};
+pub use tunnel::{Over, Tunnel, TunnelOverride};
 pub use upstream::Upstream;
 
 use crate::section::keys;
@@ -41,10 +44,12 @@ pub struct Proxy {
     pub connect_tries: u32,
     /// From the request sent to a server to the head of its answer.
     pub handshake_timeout: Duration,
-    /// A tunnel without a byte in either direction is closed after this. Zero: never.
-    pub idle_timeout: Duration,
-    /// How long a drain may take before tunnels are closed.
-    pub drain_timeout: Duration,
+    /// A connection that is silent for so long is probed by the kernel. Zero: not.
+    pub tcp_keepalive: Duration,
+    /// A peer that acknowledges nothing for so long is gone. Zero: the system's own patience.
+    pub tcp_user_timeout: Duration,
+    pub tunnel: Tunnel,
+    pub drain: Drain,
     pub breaker: Breaker,
     pub upstream: BTreeMap<String, Upstream>,
     /// First match wins.
@@ -77,8 +82,10 @@ keys!(Proxy {
     connect_timeout in TICK..,
     connect_tries in 1..=100,
     handshake_timeout in TICK..,
-    idle_timeout,
-    drain_timeout,
+    tcp_keepalive,
+    tcp_user_timeout,
+    tunnel,
+    drain,
     breaker,
     upstream,
     route,

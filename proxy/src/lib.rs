@@ -127,7 +127,7 @@ impl Proxy {
     }
 
     /// Serves until the drain has begun and everything under way is finished, at most
-    /// `drain_timeout` long.
+    /// `proxy.drain.timeout` long.
     pub async fn run(self, drain: Drain) -> io::Result<()> {
         let _busy = drain.busy();
         let service = self.control.0.service.clone();
@@ -144,7 +144,7 @@ impl Proxy {
         own.begin();
         self.control.listeners().close_all();
         tracing::info!(open = own.remaining(), "proxy drains");
-        let drain_timeout = service.snapshot.load().conf.drain_timeout;
+        let drain_timeout = service.snapshot.load().conf.drain.timeout;
         tokio::select! {
             _ = own.complete(drain_timeout) => {}
             () = drain.stopped() => {}

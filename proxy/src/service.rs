@@ -174,7 +174,7 @@ impl Service {
                     access,
                     metrics: self.metrics.clone(),
                     closing: self.closing.clone(),
-                    idle: snapshot.conf.idle_timeout,
+                    idle: snapshot.conf.tunnel.idle_timeout,
                     permit: (places.place, places.address.or(own_address), busy),
                 };
                 self.tunnel(client, greeted, held).await

@@ -45,7 +45,13 @@ fn front_with(servers: &[SocketAddr], node: Option<LocalNode>, change: impl FnOn
         let servers = servers.iter().map(ToString::to_string).collect();
         conf.upstream.insert("app".into(), Upstream { servers });
     }
-    conf.route = vec![Route { host: Some("a".into()), path: None, to: to.into(), sticky: Sticky::Ip }];
+    conf.route = vec![Route {
+        host: Some("a".into()),
+        path: None,
+        to: to.into(),
+        sticky: Sticky::Ip,
+        tunnel: Default::default(),
+    }];
     change(&mut conf);
     let proxy = Proxy::bind(&conf, node, &mut Registry::default(), Inherited::new()).unwrap();
     let addr = proxy.local_addrs()[0];
@@ -325,7 +331,7 @@ async fn the_breaker_opens_and_lets_a_returning_server_in() {
 
 #[tokio::test]
 async fn a_drain_waits_for_tunnels_until_its_deadline() {
-    let front = front(&[server().await], |c| c.drain_timeout = Duration::from_millis(300));
+    let front = front(&[server().await], |c| c.drain.timeout = Duration::from_millis(300));
     let mut client = front.open().await;
     front.drain.begin();
     client.write_all(b"still").await.unwrap();
@@ -355,7 +361,7 @@ async fn a_drain_waits_for_handshakes_under_way() {
 
 #[tokio::test]
 async fn a_stop_ends_tunnels_at_once() {
-    let front = front(&[server().await], |c| c.drain_timeout = Duration::from_secs(3600));
+    let front = front(&[server().await], |c| c.drain.timeout = Duration::from_secs(3600));
     let mut client = front.open().await;
     front.drain.stop();
     assert_eq!(rest(&mut client).await, "");

@@ -1,5 +1,6 @@
 //! `[[proxy.route]]`: which request goes where, and what keeps a client on one server.
 
+use super::tunnel::TunnelOverride;
 use crate::section::{Field, Reader, Section, Value};
 use crate::tree::{Item, Raw};
 use crate::write::{Writer, quote};
@@ -13,6 +14,7 @@ pub struct Route {
     /// An upstream's name. `"node"`: the node tier of this process, unless `[proxy.upstream.node]` lists nodes.
     pub to: String,
     pub sticky: Sticky,
+    pub tunnel: TunnelOverride,
 }
 
 /// The key of consistent-hash routing.
@@ -43,6 +45,7 @@ impl Field for Vec<Route> {
                 path: s.find("path"),
                 to: s.need("to", "an upstream's name, or \"node\"").unwrap_or_default(),
                 sticky: s.find("sticky").unwrap_or(Sticky::Ip),
+                tunnel: Field::read_field(s, "tunnel"),
             }));
         }
         routes
@@ -59,6 +62,7 @@ impl Field for Vec<Route> {
                 }
                 w.value("to", quote(&route.to));
                 w.value("sticky", route.sticky.write());
+                route.tunnel.write_field(w, "tunnel");
             });
         }
     }
