@@ -7,7 +7,7 @@ use http::header::{COOKIE, HOST};
 use http::request::Parts;
 use std::net::IpAddr;
 use std::sync::Arc;
-use weir_conf::proxy::Sticky;
+use weir_conf::proxy::{Sticky, Tunnel};
 use weir_core::accept::Acceptor;
 
 /// Where a request goes.
@@ -34,6 +34,7 @@ pub struct Route {
     pub path: Option<String>,
     pub sticky: Sticky,
     pub target: Target,
+    pub tunnel: Arc<Tunnel>,
 }
 
 pub struct Routes(Vec<Arc<Route>>);
@@ -50,8 +51,14 @@ impl Routes {
 }
 
 impl Route {
-    pub fn new(conf: &weir_conf::proxy::Route, target: Target) -> Route {
-        Route { host: conf.host.clone(), path: conf.path.clone(), sticky: conf.sticky.clone(), target }
+    pub fn new(conf: &weir_conf::proxy::Route, target: Target, tunnel: Tunnel) -> Route {
+        Route {
+            host: conf.host.clone(),
+            path: conf.path.clone(),
+            sticky: conf.sticky.clone(),
+            target,
+            tunnel: Arc::new(tunnel),
+        }
     }
 
     fn matches(&self, host: &str, path: &str) -> bool {

@@ -14,11 +14,10 @@ use crate::local::{H1Exchange, LogAtEnd, Status};
 use crate::metrics::Metrics;
 use crate::plain::{self, Passage, Plain};
 use crate::route::{Target, sticky_key};
-use crate::server::Closing;
 use crate::snapshot::Snapshot;
 use crate::tunnel::greet::{self, Greeted};
-use crate::tunnel::relay::Relay;
-use crate::tunnel::{self, Held};
+use crate::tunnel::register::Open;
+use crate::tunnel::{self, Held, Tunnel};
 use arc_swap::ArcSwap;
 use pingora_core::apps::HttpServerApp;
 use pingora_core::protocols::http::ServerSession;
@@ -38,7 +37,7 @@ pub struct Service {
     pub snapshot: ArcSwap<Snapshot>,
     pub plain: Arc<HttpProxy<Plain>>,
     pub metrics: Metrics,
-    pub closing: Arc<Closing>,
+    pub open: Arc<Open>,
     /// Of this proxy's connections.
     pub drain: Drain,
 }
@@ -72,7 +71,6 @@ impl Service {
         shutdown: ShutdownWatch,
     ) {
         let peer = peer.ip().to_canonical();
-        let _unsupported_matters_not = tcp.set_nodelay(true);
         let mut snapshot = self.snapshot.load_full();
         let mut client = Client::new(tcp, snapshot.conf.head_size);
         let trusted = snapshot.trusted.contains(peer);
@@ -170,13 +168,11 @@ impl Service {
             Target::Upstream(upstream) => {
                 let mut plan = upstream.plan(&sticky_key(&route.sticky, &head.parts, from.client));
                 let greeted = greet::greet(&mut plan, &head.parts, snapshot.deadlines(), &mut access).await;
-                let held = Held {
-                    access,
-                    metrics: self.metrics.clone(),
-                    closing: self.closing.clone(),
-                    idle: snapshot.conf.tunnel.idle_timeout,
-                    permit: (places.place, places.address.or(own_address), busy),
-                };
+                if let Greeted::Accepted(_, server, _) = &greeted {
+                    let _unsupported_matters_not = tunnel::watch_peer(server, &snapshot.conf);
+                }
+                let permit = (places.place, places.address.or(own_address), busy);
+                let held = Held { access, conf: route.tunnel.clone(), _permit: permit };
                 self.tunnel(client, greeted, held).await
             }
         }
@@ -241,11 +237,10 @@ impl Service {
                     return Next::Done;
                 }
                 self.metrics.handshake("accepted");
-                for socket in [&tcp, &server] {
-                    let _unsupported_matters_not = tunnel::watch_peer(socket);
-                }
+                let name = held.access.server.map(|server| server.to_string()).unwrap_or_default();
+                let seat = self.open.enter(held.access.upstream.clone().unwrap_or_default(), name.into());
                 // A task of its own: the memory of this one, sized for Pingora's path, is free again.
-                tokio::spawn(tunnel::run(Relay::new(tcp, from_client, server, from_server), Box::new(held)));
+                tokio::spawn(Tunnel::new((tcp, from_client), (server, from_server), seat, held));
                 Next::Done
             }
         }

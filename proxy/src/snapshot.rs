@@ -82,7 +82,7 @@ fn routes(
                 return Err(BindError::Route { index, to: route.to.clone(), known: known.join(", ") });
             }
         };
-        routes.push(Route::new(route, target));
+        routes.push(Route::new(route, target, conf.tunnel.with(&route.tunnel)));
     }
     Ok(Routes::new(routes))
 }
