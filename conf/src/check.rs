@@ -25,6 +25,7 @@ pub(crate) fn check(config: &Config, reader: &mut Reader<'_>, whole: &Place) {
     if config.roles.proxy {
         rules.upstreams();
         rules.routes();
+        rules.tunnels();
     }
     if config.roles.node {
         rules.node();

@@ -1,13 +1,16 @@
 //! `[proxy]`: tier 1.
 
 mod route;
+mod tunnel;
 mod upstream;
 
+pub use crate::node::Drain;
 pub(crate) use route::is_token;
 pub use route::{
     Action, Affinity, Answer, HeaderEdits, HeaderMatch, HeaderTest, HeaderValues, HostHeader, Part, Pattern,
     Redirect, Rewrite, Route, SameSite, Secure, Sticky, Template, Var,
 };
+pub use tunnel::{Over, Tunnel, TunnelOverride};
 pub use upstream::Upstream;
 
 use crate::section::keys;
@@ -55,10 +58,12 @@ pub struct Proxy {
     pub affinity_secret: Secret,
     /// The one before: its cookies are honoured, and replaced as they come.
     pub affinity_previous_secret: Secret,
-    /// A tunnel without a byte in either direction is closed after this. Zero: never.
-    pub idle_timeout: Duration,
-    /// How long a drain may take before tunnels are closed.
-    pub drain_timeout: Duration,
+    /// A connection that is silent for so long is probed by the kernel. Zero: not.
+    pub tcp_keepalive: Duration,
+    /// A peer that acknowledges nothing for so long is gone. Zero: the system's own patience.
+    pub tcp_user_timeout: Duration,
+    pub tunnel: Tunnel,
+    pub drain: Drain,
     pub breaker: Breaker,
     pub upstream: BTreeMap<String, Upstream>,
     /// First match wins.
@@ -96,8 +101,10 @@ keys!(Proxy {
     forwarded,
     affinity_secret,
     affinity_previous_secret,
-    idle_timeout,
-    drain_timeout,
+    tcp_keepalive,
+    tcp_user_timeout,
+    tunnel,
+    drain,
     breaker,
     upstream,
     route,

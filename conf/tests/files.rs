@@ -162,9 +162,10 @@ fn the_reference_names_every_key_and_its_examples_are_sound() {
     let known: BTreeSet<_> = [front, back].iter().flat_map(|loaded| keys(&loaded.to_toml())).collect();
     assert!(known.len() > 100, "{}", known.len());
     for (section, key) in known {
-        // A namespace takes the options of [channel].
-        let inherited =
-            section == "channel.namespace" && written.contains(&("channel".to_owned(), key.clone()));
+        // A namespace takes the options of [channel], a route those of [proxy.tunnel].
+        let inherited = [("channel.namespace", "channel"), ("proxy.route.tunnel", "proxy.tunnel")]
+            .iter()
+            .any(|(heir, from)| section == *heir && written.contains(&((*from).to_owned(), key.clone())));
         assert!(
             inherited || written.contains(&(section.clone(), key.clone())),
             "{section}.{key} is not in weir.toml"
@@ -205,7 +206,7 @@ fn what_is_printed_says_where_it_came_from() {
         line.split_whitespace().collect::<Vec<_>>().join(" ")
     };
     assert_eq!(line("name = \"a"), r#"name = "a\"b" # file my.toml:2"#);
-    assert_eq!(line("rate"), r#"rate = "1/s" # environment WEIR_NODE__DRAIN__RATE"#);
+    assert_eq!(line("rate = \"1/"), r#"rate = "1/s" # environment WEIR_NODE__DRAIN__RATE"#);
     assert_eq!(line("listen = [\"127"), r#"listen = ["127.0.0.1:7000"] # command line --set proxy.listen"#);
     assert_eq!(line("presence = true"), "presence = true # file my.toml:6");
     assert_eq!(line("outbox_size"), r#"outbox_size = "1MiB" # default"#);

@@ -39,6 +39,23 @@ pub struct End {
     pub cause: &'static str,
 }
 
+/// How a tunnel ended.
+pub struct TunnelEnd {
+    /// Towards the server and towards the client.
+    pub bytes: (u64, u64),
+    pub frames: (u64, u64),
+    pub close: Option<Close>,
+    pub cause: &'static str,
+}
+
+/// The first Close frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Close {
+    /// "client", "server" or "proxy".
+    pub by: &'static str,
+    pub code: u16,
+}
+
 impl Access {
     pub fn new(head: &Parts, conn: ConnId, client: IpAddr) -> Access {
         Access {
@@ -83,6 +100,33 @@ impl Access {
             status = end.status,
             bytes_up = up,
             bytes_down = down,
+            ms = self.started.elapsed().as_millis() as u64,
+            cause = end.cause,
+        );
+    }
+
+    pub fn log_tunnel(&self, end: &TunnelEnd) {
+        if self.quiet {
+            return;
+        }
+        info!(
+            target: "weir_proxy::access",
+            conn = %self.conn,
+            client = %self.client,
+            kind = "tunnel",
+            host = &*self.host,
+            path = &*self.path,
+            route = self.route.as_deref(),
+            key = self.key.map(|key| tracing::field::display(format!("{key:08x}"))),
+            upstream = self.upstream.as_deref(),
+            server = self.server.map(tracing::field::display),
+            status = 101,
+            bytes_up = end.bytes.0,
+            bytes_down = end.bytes.1,
+            frames_up = end.frames.0,
+            frames_down = end.frames.1,
+            close_by = end.close.map(|close| close.by),
+            close_code = end.close.map(|close| close.code),
             ms = self.started.elapsed().as_millis() as u64,
             cause = end.cause,
         );

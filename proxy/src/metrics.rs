@@ -89,6 +89,7 @@ pub struct Metrics {
     pub latency: Latency,
     pub refused: Family<Cause, Counter>,
     pub tunnel_ends: Family<Cause, Counter>,
+    pub drain_remaining: Gauge,
     pub breaker_state: Family<ServerLabels, Gauge>,
     pub upstream_failures: Family<UpstreamFailure, Counter>,
     /// Towards the server.
@@ -125,6 +126,11 @@ impl Metrics {
         );
         r.register("refused", "Requests and connections refused, by cause", metrics.refused.clone());
         r.register("tunnel_ends", "Ended tunnels by cause", metrics.tunnel_ends.clone());
+        r.register(
+            "drain_remaining",
+            "Open tunnels that are being told to go, in a drain",
+            metrics.drain_remaining.clone(),
+        );
         r.register("tunnel_bytes", "Bytes relayed, up: towards the server", bytes);
         r.register(
             "breaker_state",

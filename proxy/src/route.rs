@@ -18,7 +18,7 @@ use http::request::Parts;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 use sticky::{Key, Known, Pick};
-use weir_conf::proxy::{Answer, HeaderTest, HostHeader, Redirect, Rewrite, Sticky};
+use weir_conf::proxy::{Answer, HeaderTest, HostHeader, Redirect, Rewrite, Sticky, Tunnel};
 use weir_core::accept::Acceptor;
 
 /// Where a request goes.
@@ -60,6 +60,7 @@ pub struct Route {
     pub action: Action,
     pub deadlines: Deadlines,
     pub read_timeout: Duration,
+    pub tunnel: Arc<Tunnel>,
     /// 0: no limit.
     pub max_body_size: u64,
     pub access_log: bool,
@@ -113,6 +114,7 @@ impl Route {
                 handshake: conf.handshake_timeout.unwrap_or(proxy.handshake_timeout),
             },
             read_timeout: conf.read_timeout.unwrap_or(proxy.read_timeout),
+            tunnel: Arc::new(proxy.tunnel.with(&conf.tunnel)),
             max_body_size: u64::try_from(max_body_size).unwrap_or(u64::MAX),
             access_log: conf.access_log,
             host_header: conf.host_header.clone(),

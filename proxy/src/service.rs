@@ -14,8 +14,8 @@ use crate::front::head::{self, Bad, Head};
 use crate::front::upgrade::{is_websocket, tokens};
 use crate::metrics::Metrics;
 use crate::plain::Plain;
-use crate::server::Closing;
 use crate::snapshot::Snapshot;
+use crate::tunnel::register::Open;
 use arc_swap::ArcSwap;
 use pingora_core::server::ShutdownWatch;
 use pingora_proxy::HttpProxy;
@@ -33,7 +33,7 @@ pub struct Service {
     pub snapshot: ArcSwap<Snapshot>,
     pub plain: Arc<HttpProxy<Plain>>,
     pub metrics: Metrics,
-    pub closing: Arc<Closing>,
+    pub open: Arc<Open>,
     /// Of this proxy's connections.
     pub drain: Drain,
 }
@@ -67,7 +67,6 @@ impl Service {
         shutdown: ShutdownWatch,
     ) {
         let peer = peer.ip().to_canonical();
-        let _unsupported_matters_not = tcp.set_nodelay(true);
         let mut snapshot = self.snapshot.load_full();
         let mut client = Client::new(tcp, snapshot.conf.head_size);
         let trusted = snapshot.trusted.contains(peer);

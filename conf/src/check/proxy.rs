@@ -1,8 +1,10 @@
 //! Upstreams.
 
 use super::Rules;
+use crate::proxy::Tunnel;
 use crate::units::duration_text;
 use std::net::SocketAddr;
+use std::time::Duration;
 
 impl Rules<'_> {
     pub(super) fn upstreams(&mut self) {
@@ -34,6 +36,68 @@ impl Rules<'_> {
             } else if servers[..i].contains(server) {
                 self.mistake(&[&at], format!("{server:?} is listed twice; accepted: once"));
             }
+        }
+    }
+
+    /// `[proxy.tunnel]`, and each route's own over it.
+    pub(super) fn tunnels(&mut self) {
+        let proxy = &self.config.proxy;
+        self.tunnel(&proxy.tunnel, "proxy.tunnel");
+        for (i, route) in proxy.route.iter().enumerate() {
+            let tunnel = proxy.tunnel.with(&route.tunnel);
+            self.tunnel(&tunnel, &format!("proxy.route[{i}].tunnel"));
+        }
+        let (keepalive, user_timeout) = (proxy.tcp_keepalive, proxy.tcp_user_timeout);
+        for (key, value) in [("tcp_keepalive", keepalive), ("tcp_user_timeout", user_timeout)] {
+            if !value.is_zero() && value < Duration::from_secs(1) {
+                let text =
+                    "is shorter than a second, which the kernel counts in; accepted: 1s or more, or 0s";
+                self.mistake(&[&format!("proxy.{key}")], text);
+            }
+        }
+    }
+
+    /// Of a route, only what has to do with a key of its own: the rest was said of `[proxy.tunnel]`.
+    fn tunnel(&mut self, tunnel: &Tunnel, section: &str) {
+        let general = section == "proxy.tunnel";
+        let rule = |rules: &Self, names: &[&str]| -> Option<Vec<String>> {
+            let own: Vec<String> = names.iter().map(|name| format!("{section}.{name}")).collect();
+            let concerned = general || own.iter().any(|key| rules.is_given(key));
+            concerned.then(|| {
+                own.into_iter().chain(names.iter().map(|name| format!("proxy.tunnel.{name}"))).collect()
+            })
+        };
+        let pings = !tunnel.ping_interval.is_zero();
+        let mut found: Vec<(Option<Vec<String>>, String)> = Vec::new();
+        if pings && tunnel.ping_timeout >= tunnel.ping_interval {
+            let most = duration_text(tunnel.ping_interval);
+            let text = format!("is not shorter than ping_interval; accepted: less than {most}");
+            found.push((rule(self, &["ping_timeout", "ping_interval"]), text));
+        }
+        for (name, value) in [("ping_timeout", tunnel.ping_timeout), ("write_timeout", tunnel.write_timeout)]
+        {
+            if value.is_zero() {
+                let text = "\"0s\" is out of range; accepted: \"1ms\" or more";
+                found.push((rule(self, &[name]), text.to_owned()));
+            }
+        }
+        if tunnel.max_age_jitter > 100 {
+            let text = format!("{} is out of range; accepted: 0 to 100", tunnel.max_age_jitter);
+            found.push((rule(self, &["max_age_jitter"]), text));
+        }
+        for (keys, text) in found {
+            if let Some(keys) = keys {
+                self.mistake(&keys.iter().map(String::as_str).collect::<Vec<_>>(), text);
+            }
+        }
+        let idle = tunnel.idle_timeout;
+        if pings
+            && !idle.is_zero()
+            && idle <= tunnel.ping_interval
+            && let Some(keys) = rule(self, &["idle_timeout", "ping_interval"])
+        {
+            let text = "is not longer than ping_interval, so no client is ever pinged";
+            self.warn(&keys.iter().map(String::as_str).collect::<Vec<_>>(), text);
         }
     }
 }

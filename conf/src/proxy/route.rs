@@ -16,6 +16,7 @@ pub(crate) use sticky::is_token;
 pub use sticky::{Affinity, SameSite, Secure, Sticky};
 pub use template::{Part, Template, Var};
 
+use super::tunnel::TunnelOverride;
 use crate::section::{Field, Reader, Section, Value};
 use crate::tree::{Item, Raw};
 use crate::units::Bytes;
@@ -53,6 +54,8 @@ pub struct Route {
     pub max_body_size: Option<usize>,
     /// Whether its requests are in the access log.
     pub access_log: bool,
+    /// Over `[proxy.tunnel]`, key by key.
+    pub tunnel: TunnelOverride,
 }
 
 /// The `Host` that a server gets.
@@ -89,6 +92,7 @@ impl Route {
             read_timeout: None,
             max_body_size: None,
             access_log: true,
+            tunnel: TunnelOverride::default(),
         }
     }
 
@@ -122,6 +126,7 @@ impl Route {
             read_timeout: deadline(s, "read_timeout"),
             max_body_size: s.find::<Bytes>("max_body_size").map(usize::from),
             access_log: s.find("access_log").unwrap_or(true),
+            tunnel: Field::read_field(s, "tunnel"),
         }
     }
 
@@ -169,6 +174,7 @@ impl Route {
         if let Some(size) = self.max_body_size {
             w.value("max_body_size", Bytes(size).write());
         }
+        self.tunnel.write_field(w, "tunnel");
     }
 }
 

@@ -15,8 +15,7 @@ use crate::route::sticky::{Known, Pick};
 use crate::route::{Action, Asked, Route, Target, path};
 use crate::snapshot::Snapshot;
 use crate::tunnel::greet::{self, Greeted};
-use crate::tunnel::relay::Relay;
-use crate::tunnel::{self, Held};
+use crate::tunnel::{self, Held, Tunnel};
 use pingora_core::apps::HttpServerApp;
 use pingora_core::protocols::http::ServerSession;
 use pingora_core::server::ShutdownWatch;
@@ -100,13 +99,11 @@ impl Service {
         let mut plan = upstream.plan(&pick.key, pick.prefer.as_deref());
         let Asking { client, places, own_address, busy, head, mut access, .. } = asking;
         let greeted = greet::greet(&mut plan, &head.parts, route.deadlines, &mut access).await;
-        let held = Held {
-            access,
-            metrics: self.metrics.clone(),
-            closing: self.closing.clone(),
-            idle: snapshot.conf.idle_timeout,
-            permit: (places.place, places.address.or(own_address), busy),
-        };
+        if let Greeted::Accepted(_, server, _) = &greeted {
+            let _unsupported_matters_not = tunnel::watch_peer(server, &snapshot.conf);
+        }
+        let permit = (places.place, places.address.or(own_address), busy);
+        let held = Held { access, conf: route.tunnel.clone(), _permit: permit };
         self.tunnel(client, greeted, route, pick.issue, held).await
     }
 
@@ -164,11 +161,10 @@ impl Service {
                 }
                 self.outcome(&held.access, "accepted");
                 self.latency(&held.access).observe(held.access.started.elapsed().as_secs_f64());
-                for socket in [&tcp, &server] {
-                    let _unsupported_matters_not = tunnel::watch_peer(socket);
-                }
+                let name = held.access.server.map(|server| server.to_string()).unwrap_or_default();
+                let seat = self.open.enter(held.access.upstream.clone().unwrap_or_default(), name.into());
                 // A task of its own: the memory of this one, sized for Pingora's path, is free again.
-                tokio::spawn(tunnel::run(Relay::new(tcp, from_client, server, from_server), Box::new(held)));
+                tokio::spawn(Tunnel::new((tcp, from_client), (server, from_server), seat, held));
                 Next::Done
             }
         }
