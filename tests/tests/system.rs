@@ -32,3 +32,5 @@ mod smuggling;
 mod sticky;
 #[path = "system/stop.rs"]
 mod stop;
+#[path = "system/upgrades.rs"]
+mod upgrades;
