@@ -218,8 +218,10 @@ class Weir:
         return process
 
     def command(self, *words):
-        """`weir WORDS`, to its end."""
-        return subprocess.run([f"{self.args.bin}/weir", *words], capture_output=True, text=True, timeout=300)
+        """`weir WORDS`, as an operator would; under way when this returns."""
+        process = subprocess.Popen([f"{self.args.bin}/weir", *words], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        running.append(process)
+        return process
 
     def get(self, path, admin=None):
         request = urllib.request.Request(f"http://{admin or self.admin}{path}", headers={"Authorization": f"Bearer {TOKEN}"})
