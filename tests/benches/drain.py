@@ -28,8 +28,7 @@ try:
     if by_term:
         weir.signal(signal.SIGTERM)
     else:
-        drained = weir.command("drain", "--rate", f"{args.rate}/s", "--admin", f"http://{weir.admin}", "--token", weir.token)
-        verdict.must("weir drain", (drained.stdout + drained.stderr).strip().replace("\n", " | ")[:200], drained.returncode == 0)
+        command = weir.command("drain", "--rate", f"{args.rate}/s", "--timeout", f"{timeout}s", "--admin", f"http://{weir.admin}", "--token", weir.token)
     progress = []
     end = time.monotonic() + timeout + 10
     while len(crowd.closes()) < args.tunnels and time.monotonic() < end:
@@ -57,12 +56,14 @@ try:
     verdict.must("closed with", dict(codes), set(codes) <= {"1001", "1012"})
     shown = [n for _, n in progress]
     verdict.must("progress seen in the metrics", f"{len(set(shown))} different counts", len(set(shown)) > timeout / 3)
-    if by_term:
-        try:
-            status = weir.process.wait(20)
-        except Exception:
-            status = "still running"
-        verdict.must("weir's exit status", status, status == 0)
+    if not by_term:
+        told, status = command.communicate(timeout=30)[0], command.returncode
+        verdict.must("`weir drain` ended with, and told", f"{status}, {len(told.splitlines())} lines of progress", status == 0 and len(told.splitlines()) > timeout / 3)
+    try:
+        status = weir.process.wait(20)
+    except Exception:
+        status = "still running"
+    verdict.must("weir's exit status", status, status == 0)
 finally:
     crowd.end()
     weir.stop()

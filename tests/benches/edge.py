@@ -6,6 +6,7 @@ Weir runs on core 0, everything else on core 1 (taskset). Build first:
 """
 
 import argparse
+import atexit
 import collections
 import json
 import os
@@ -33,6 +34,17 @@ def arguments(doc, **numbers):
     return a.parse_args()
 
 
+running = []
+
+
+@atexit.register
+def end_all():
+    """Whatever ends a script, nothing stays behind."""
+    for process in running:
+        if process.poll() is None:
+            process.kill()
+
+
 class Tool:
     """edge_load: its lines are read as they come."""
 
@@ -43,6 +55,7 @@ class Tool:
             ["taskset", "-c", "1", f"{args.bin}/edge_load", *map(str, words)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         )
+        running.append(self.process)
         threading.Thread(target=self._read, daemon=True).start()
 
     def _read(self):
@@ -200,11 +213,15 @@ class Weir:
 
     def run(self, *words):
         command = ["taskset", "-c", "0", f"{self.args.bin}/weir", "run", *words, "--config", self.path]
-        return subprocess.Popen(command, stdout=self.log, stderr=self.log)
+        process = subprocess.Popen(command, stdout=self.log, stderr=self.log)
+        running.append(process)
+        return process
 
     def command(self, *words):
-        """`weir WORDS`, to its end."""
-        return subprocess.run([f"{self.args.bin}/weir", *words], capture_output=True, text=True, timeout=300)
+        """`weir WORDS`, as an operator would; under way when this returns."""
+        process = subprocess.Popen([f"{self.args.bin}/weir", *words], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        running.append(process)
+        return process
 
     def get(self, path, admin=None):
         request = urllib.request.Request(f"http://{admin or self.admin}{path}", headers={"Authorization": f"Bearer {TOKEN}"})

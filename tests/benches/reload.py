@@ -6,9 +6,30 @@
 
 import collections
 import signal
+import socket
 import time
 
 from edge import Clients, Server, Verdict, Weir, arguments, ms
+
+
+def status_of(head_bytes):
+    """What a plain request with a head of this size is answered."""
+    with socket.create_connection(weir.listen.split(":"), 5) as plain:
+        plain.sendall(b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\nX: " + b"x" * head_bytes + b"\r\n\r\n")
+        return plain.recv(100).split(b" ")[1].decode()
+
+
+def in_force(size, refused):
+    """A reload took hold: heads of 20 KiB are refused from now on, or no more."""
+    weir.write(proxy=f'head_size = "{size}"')
+    weir.signal(signal.SIGHUP)
+    end = time.monotonic() + 5
+    while (status_of(20 << 10) == "431") != refused:
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.05)
+    return True
+
 
 args = arguments(__doc__, tunnels=9000, reloads=100, pause=0.2)
 verdict = Verdict(f"{args.tunnels} tunnels, {args.reloads} reloads")
@@ -21,7 +42,6 @@ try:
     time.sleep(3)
     begun = ms()
     verdict.figure("resident memory before, KiB", open(f"/proc/{weir.process.pid}/status").read().split("VmRSS:")[1].split()[0])
-    changed = 0
     for n in range(args.reloads):
         # Another limit, another deadline, another route in front: what a reload is for.
         weir.write(
@@ -30,7 +50,8 @@ try:
         )
         weir.signal(signal.SIGHUP)
         time.sleep(args.pause)
-        changed += 1
+    took_hold = in_force("16KiB", True) and in_force("32KiB", False) and in_force("16KiB", True)
+    verdict.must("what the conf says is in force", took_hold, took_hold)
     time.sleep(2)
     ended = ms()
     check = crowd.check()

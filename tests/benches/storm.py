@@ -10,10 +10,9 @@ import time
 
 from edge import Clients, Server, Verdict, Weir, arguments, ms
 
-args = arguments(__doc__, clients=8000, pace=300, calm=200, admission='[proxy.admission]\nhandshake_rate = "{pace}/s"\n')
+args = arguments(__doc__, clients=8000, pace=300, calm=200, admission='[proxy.admission]\nrate = "{pace}/s"\nburst = 10\n')
 verdict = Verdict(f"{args.clients} clients in a second, an app that takes {args.pace}/s")
 server = Server(args, "127.0.0.1:17900", rate=args.pace)
-# The budget is a little under what the app takes: at the very edge a queue that once began never ends.
 weir = Weir(args, [server.addr], sections=args.admission.format(pace=args.pace))
 calm = Clients(args, weir.listen, count=args.calm, rate=args.pace / 4, probes=args.calm, every=50, first=100_000)
 crowd = None

@@ -34,3 +34,5 @@ mod smuggling;
 mod sticky;
 #[path = "system/stop.rs"]
 mod stop;
+#[path = "system/upgrades.rs"]
+mod upgrades;

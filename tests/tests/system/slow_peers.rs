@@ -102,7 +102,8 @@ async fn released(edge: &Edge, what: &str) {
 async fn heads_that_never_end_are_408_each_in_its_time() {
     let edge = edge(&[("proxy.head_timeout", "1s")]).await;
     let starts = ["", "G", "GET / HTTP/1.1", "GET / HTTP/1.1\r\n", "GET / HTTP/1.1\r\nHost: a\r\nX: y\r\n"];
-    let count = 500;
+    // Fewer than the kernel holds for a listener that is not quick enough.
+    let count = 100;
     let edge_ref = &edge;
     let stuck = join_all((0..count).map(|n| async move {
         let start = Instant::now();
