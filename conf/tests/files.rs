@@ -4,7 +4,7 @@
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
-use weir_conf::proxy::Sticky;
+use weir_conf::proxy::{Sticky, Upstream};
 use weir_conf::units::Secret;
 use weir_conf::{Config, DEMO, Loaded, REFERENCE, Sources, load};
 
@@ -86,7 +86,7 @@ fn the_four_files_share_a_machine() {
     assert_eq!(bound.iter().collect::<BTreeSet<_>>().len(), 8, "{bound:?}");
     // Each is told where the next one is.
     let nodes = [first.node.listen.to_string(), second.node.listen.to_string()];
-    assert_eq!(proxy.proxy.upstream["node"].servers, nodes);
+    assert_eq!(proxy.proxy.upstream["node"], Upstream::of(nodes));
     assert_eq!(first.node.brokers, [broker.broker.listen.to_string()]);
     assert!(first.node.trusted.iter().any(|range| range.contains(proxy.proxy.listen[0].ip())));
     assert_eq!(proxy.proxy.route[0].sticky, Sticky::Ip);
