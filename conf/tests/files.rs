@@ -132,6 +132,8 @@ fn keys(text: &str) -> BTreeSet<(String, String)> {
         let line = line.strip_prefix('#').unwrap_or(line);
         if line.starts_with('[') {
             section = line.split("  #").next().unwrap().trim_matches(['[', ']']).to_owned();
+            // Every upstream has the same keys.
+            section = section.replace("proxy.upstream.node", "proxy.upstream.app");
         } else if let Some((key, _)) = line.split_once(" = ")
             && !key.contains(' ')
         {

@@ -99,10 +99,7 @@ impl Upstream {
             retry_budget: within(s, "retry_budget", d.retry_budget, 0.0..=10.0),
             send_proxy_protocol: s.find("send_proxy_protocol").unwrap_or(d.send_proxy_protocol),
             tls: s.find("tls").unwrap_or(d.tls),
-            health: match s.given("health") {
-                Some(_) => Some(s.section("health", Health::read)),
-                None => None,
-            },
+            health: s.given("health").map(|_| s.section("health", Health::read)),
         }
     }
 

@@ -169,10 +169,9 @@ impl Health {
         Health {
             kind: d.kind,
             path: held(s, "path", d.path, path, "\"/…\" without spaces"),
-            host: match s.given("host") {
-                Some(_) => Some(held(s, "host", String::new(), host, "a host, such as \"app.example.com\"")),
-                None => None,
-            },
+            host: s
+                .given("host")
+                .map(|_| held(s, "host", String::new(), host, "a host, such as \"app.example.com\"")),
             interval: held(s, "interval", d.interval, some, "1ms or more"),
             timeout: held(s, "timeout", d.timeout, some, "1ms or more"),
             rise: within(s, "rise", d.rise, 1..=100),
