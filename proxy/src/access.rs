@@ -4,7 +4,7 @@
 use crate::route;
 use http::request::Parts;
 use std::fmt::Write;
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Instant;
 use tracing::info;
@@ -21,7 +21,7 @@ pub struct Access {
     path: Box<str>,
     started: Instant,
     pub upstream: Option<Arc<str>>,
-    pub server: Option<SocketAddr>,
+    pub server: Option<Arc<str>>,
 }
 
 /// How it ended.
@@ -55,7 +55,7 @@ impl Access {
             host = &*self.host,
             path = &*self.path,
             upstream = self.upstream.as_deref(),
-            server = self.server.map(tracing::field::display),
+            server = self.server.as_deref(),
             status = end.status,
             bytes_up = up,
             bytes_down = down,

@@ -46,7 +46,7 @@ use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 use tokio_util::sync::CancellationToken;
 use weir_core::accept::Acceptor;
 use weir_core::drain::Drain;
@@ -112,6 +112,7 @@ impl Proxy {
             metrics,
             closing: Arc::default(),
             drain: Drain::new(),
+            swapped: Notify::new(),
         };
         let control = Controlled { service: Arc::new(service), node, listeners: Mutex::new(listeners) };
         Ok(Proxy { control: Control(Arc::new(control)), opened })
@@ -169,6 +170,7 @@ impl Control {
         let next = Snapshot::build(conf, self.0.node.as_ref(), &service.metrics, Some(&before))?;
         let prepared = listeners.prepare(&conf.listen, &mut BTreeMap::new())?;
         service.snapshot.store(Arc::new(next));
+        service.swapped.notify_one();
         let (opened, closed) = listeners.apply(prepared)?;
         Ok(Reloaded { opened, closed })
     }

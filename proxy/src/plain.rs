@@ -5,12 +5,12 @@ use crate::access::{Access, End};
 use crate::forward;
 use crate::metrics::Metrics;
 use crate::tunnel::greet::Deadlines;
-use crate::upstream::health::Attempt;
-use crate::upstream::{Exhausted, Plan};
+use crate::upstream::server::Attempt;
+use crate::upstream::{Exhausted, Plan, l4};
 use async_trait::async_trait;
 use pingora_core::upstreams::peer::HttpPeer;
 use pingora_core::{Error, ErrorType, Result};
-use pingora_http::ResponseHeader;
+use pingora_http::{RequestHeader, ResponseHeader};
 use pingora_proxy::{FailToProxy, ProxyHttp, Session};
 use std::cell::Cell;
 use std::time::Instant;
@@ -39,7 +39,10 @@ pub async fn with<F: Future>(passage: Passage, path: F) -> F::Output {
 
 pub struct Ctx {
     passage: Option<Passage>,
+    /// Holds the request's place at its server, too.
     attempt: Option<Attempt>,
+    /// The connection serves this request alone.
+    single: bool,
     exhausted: Option<Exhausted>,
 }
 
@@ -49,20 +52,22 @@ impl ProxyHttp for Plain {
 
     fn new_ctx(&self) -> Ctx {
         let passage = PASSAGE.try_with(Cell::take).ok().flatten();
-        Ctx { passage, attempt: None, exhausted: None }
+        Ctx { passage, attempt: None, single: false, exhausted: None }
     }
 
     async fn upstream_peer(&self, _: &mut Session, ctx: &mut Ctx) -> Result<Box<HttpPeer>> {
         let Some(Passage { plan, access, deadlines }) = &mut ctx.passage else {
             return Err(Error::new_in(ErrorType::HTTPStatus(500)));
         };
-        match plan.next(Instant::now()) {
+        if let Some(before) = ctx.attempt.take().filter(|attempt| !attempt.has_failed()) {
+            plan.again(before.name());
+        }
+        match plan.next().await {
             Ok(attempt) => {
-                let mut peer = HttpPeer::new(attempt.addr(), false, String::new());
-                peer.options.connection_timeout = Some(deadlines.connect);
-                access.server = Some(attempt.name());
-                ctx.attempt = Some(attempt);
-                Ok(Box::new(peer))
+                let (peer, single) = l4::peer(&attempt, deadlines.connect)?;
+                access.server = Some(attempt.name().clone());
+                (ctx.attempt, ctx.single) = (Some(attempt), single);
+                Ok(peer)
             }
             Err(exhausted) => {
                 ctx.exhausted = Some(exhausted);
@@ -81,11 +86,12 @@ impl ProxyHttp for Plain {
         let cause = match error.etype() {
             ErrorType::ConnectTimedout => "timeout",
             ErrorType::ConnectRefused => "refused",
+            ErrorType::TLSHandshakeFailure => "tls",
             _ => "error",
         };
         if let Some(attempt) = &mut ctx.attempt {
             attempt.fail(Instant::now(), cause);
-            attempt.other_address();
+            attempt.server().dial.other_address();
         }
         error.set_retry(true);
         error
@@ -101,9 +107,62 @@ impl ProxyHttp for Plain {
         ctx: &mut Ctx,
     ) -> Result<()> {
         if let Some(attempt) = &mut ctx.attempt {
-            attempt.succeed();
+            attempt.begun();
         }
         Ok(())
+    }
+
+    async fn upstream_request_filter(
+        &self,
+        _: &mut Session,
+        request: &mut RequestHeader,
+        ctx: &mut Ctx,
+    ) -> Result<()> {
+        if ctx.single {
+            request.insert_header("connection", "close")?;
+        }
+        Ok(())
+    }
+
+    /// A connection alone says little: the kernel takes it for a server that hangs.
+    async fn upstream_response_filter(
+        &self,
+        _: &mut Session,
+        response: &mut ResponseHeader,
+        ctx: &mut Ctx,
+    ) -> Result<()> {
+        if let Some(attempt) = &mut ctx.attempt {
+            attempt.judge(Instant::now(), Some(response.status.as_u16()));
+        }
+        Ok(())
+    }
+
+    fn error_while_proxy(
+        &self,
+        _: &HttpPeer,
+        session: &mut Session,
+        mut error: Box<Error>,
+        ctx: &mut Ctx,
+        reused: bool,
+    ) -> Box<Error> {
+        let whole = session.req_header().method.is_idempotent() && !session.as_ref().retry_buffer_truncated();
+        match whole {
+            true => error.retry.decide_reuse(reused),
+            false => error.set_retry(false),
+        }
+        // Only a connection of its own says something: a kept one is closed whenever the server likes.
+        if let Some(attempt) = &mut ctx.attempt
+            && *error.esource() == pingora_core::ErrorSource::Upstream
+            && !reused
+        {
+            match error.etype() {
+                ErrorType::ReadTimedout | ErrorType::WriteTimedout => {
+                    attempt.fail(Instant::now(), "answer_timeout");
+                }
+                _ => attempt.judge(Instant::now(), None),
+            }
+        }
+        error
     }
 
     async fn response_filter(
@@ -151,8 +210,7 @@ impl ProxyHttp for Plain {
         self.metrics.request(status);
         let Some(Passage { access, .. }) = &ctx.passage else { return };
         let cause = match (error, ctx.exhausted) {
-            (_, Some(exhausted)) if exhausted.tried => "unreachable",
-            (_, Some(_)) => "breakers_open",
+            (_, Some(exhausted)) => exhausted.cause,
             (Some(_), None) => "error",
             (None, None) => "done",
         };

@@ -19,6 +19,7 @@ use crate::snapshot::Snapshot;
 use crate::tunnel::greet::{self, Greeted};
 use crate::tunnel::relay::Relay;
 use crate::tunnel::{self, Held};
+use crate::upstream::proxy_protocol::Ends;
 use arc_swap::ArcSwap;
 use pingora_core::apps::HttpServerApp;
 use pingora_core::protocols::http::ServerSession;
@@ -27,6 +28,7 @@ use pingora_proxy::HttpProxy;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::Notify;
 use tokio::time::timeout;
 use weir_core::accept::{Acceptor, Request};
 use weir_core::drain::{Busy, Drain};
@@ -41,11 +43,15 @@ pub struct Service {
     pub closing: Arc<Closing>,
     /// Of this proxy's connections.
     pub drain: Drain,
+    /// Another snapshot is in force.
+    pub swapped: Notify,
 }
 
 /// One request's origin, and its place among its address's connections.
 struct From {
     client: IpAddr,
+    /// For servers that ask for the PROXY protocol.
+    ends: Ends,
     conn: ConnId,
     trusted: bool,
 }
@@ -71,6 +77,7 @@ impl Service {
         peer: SocketAddr,
         shutdown: ShutdownWatch,
     ) {
+        let ends = Ends { client: peer, local: tcp.local_addr().unwrap_or(peer) };
         let peer = peer.ip().to_canonical();
         let _unsupported_matters_not = tcp.set_nodelay(true);
         let mut snapshot = self.snapshot.load_full();
@@ -95,7 +102,7 @@ impl Service {
                 Ok(None) => return,
                 Err(bad) => return self.reject(client, bad, peer).await,
             };
-            let from = origin(&snapshot.trusted, peer, &head);
+            let from = origin(&snapshot.trusted, ends, &head);
             match Box::pin(self.request(&snapshot, client, places, head, from, &shutdown)).await {
                 Next::Another(again, held) => (client, places) = (again, held),
                 Next::Done => return,
@@ -158,6 +165,7 @@ impl Service {
         access.upstream = Some(upstream.name.clone());
         if !websocket {
             let plan = upstream.plan(&sticky_key(&route.sticky, &head.parts, from.client));
+            let plan = plan.on_behalf_of(from.ends);
             let passage = Passage { plan, access, deadlines: snapshot.deadlines() };
             return self.plain(client, (places, own_address), head, passage, wants_close, shutdown).await;
         }
@@ -168,14 +176,15 @@ impl Service {
                 Next::Done
             }
             Target::Upstream(upstream) => {
-                let mut plan = upstream.plan(&sticky_key(&route.sticky, &head.parts, from.client));
+                let plan = upstream.plan(&sticky_key(&route.sticky, &head.parts, from.client));
+                let mut plan = plan.on_behalf_of(from.ends);
                 let greeted = greet::greet(&mut plan, &head.parts, snapshot.deadlines(), &mut access).await;
                 let held = Held {
                     access,
                     metrics: self.metrics.clone(),
                     closing: self.closing.clone(),
                     idle: snapshot.conf.idle_timeout,
-                    permit: (places.place, places.address.or(own_address), busy),
+                    permit: (places.place, places.address.or(own_address), busy, None),
                 };
                 self.tunnel(client, greeted, held).await
             }
@@ -214,7 +223,7 @@ impl Service {
         node.accept(Request { head, client: from.client, conn: from.conn, exchange, permit });
     }
 
-    async fn tunnel(self: &Arc<Self>, client: Client, greeted: Greeted, held: Held) -> Next {
+    async fn tunnel(self: &Arc<Self>, client: Client, greeted: Greeted, mut held: Held) -> Next {
         match greeted {
             Greeted::Failed { status, retry_after, cause } => {
                 self.metrics.handshake(cause);
@@ -228,7 +237,8 @@ impl Service {
                 held.access.log("websocket", End { status, bytes: None, cause: "refused_by_server" });
                 Next::Done
             }
-            Greeted::Accepted(mut headers, server, from_server) => {
+            Greeted::Accepted(mut headers, server, from_server, permit) => {
+                held.permit.3 = permit;
                 let (mut tcp, from_client) = client.into_parts();
                 forward::rewrite_response(&mut headers);
                 forward::mark_upgrade(&mut headers);
@@ -241,9 +251,8 @@ impl Service {
                     return Next::Done;
                 }
                 self.metrics.handshake("accepted");
-                for socket in [&tcp, &server] {
-                    let _unsupported_matters_not = tunnel::watch_peer(socket);
-                }
+                let _unsupported_matters_not = tunnel::watch_peer(&tcp);
+                let _unsupported_matters_not = server.watch_peer();
                 // A task of its own: the memory of this one, sized for Pingora's path, is free again.
                 tokio::spawn(tunnel::run(Relay::new(tcp, from_client, server, from_server), Box::new(held)));
                 Next::Done
@@ -339,12 +348,16 @@ async fn read_head(snapshot: &Snapshot, client: &mut Client) -> Result<Option<He
     head::parse(&client.ahead.split_to(end)).map(Some)
 }
 
-fn origin(trusted: &Trusted, peer: IpAddr, head: &Head) -> From {
+fn origin(trusted: &Trusted, ends: Ends, head: &Head) -> From {
+    let peer = ends.client.ip().to_canonical();
     let is_trusted = trusted.contains(peer);
     let told = head.parts.headers.get(REQUEST_ID).filter(|_| is_trusted);
     let conn = told.and_then(|v| v.to_str().ok()).and_then(ConnId::parse);
+    let client = trusted.client(peer, &head.parts.headers);
+    let port = if client == peer { ends.client.port() } else { 0 };
     From {
-        client: trusted.client(peer, &head.parts.headers),
+        client,
+        ends: Ends { client: SocketAddr::new(client, port), ..ends },
         conn: conn.unwrap_or_else(|| ConnId::from_random(rand::random())),
         trusted: is_trusted,
     }

@@ -9,6 +9,7 @@ use crate::admit::{AddressPlace, Place};
 use crate::metrics::{Cause as CauseLabel, Metrics};
 use crate::server::Closing;
 use crate::upstream::ServerStream;
+use crate::upstream::server::Permit;
 use relay::{Cause, Relay};
 use std::io;
 use std::pin::Pin;
@@ -30,7 +31,7 @@ pub struct Held {
     pub closing: Arc<Closing>,
     pub idle: Duration,
     /// Given back when the tunnel has ended.
-    pub permit: (Place, Option<AddressPlace>, Busy),
+    pub permit: (Place, Option<AddressPlace>, Busy, Option<Permit>),
 }
 
 /// Relays until it ends; to be spawned as a task of its own (it relies on its waker staying the
