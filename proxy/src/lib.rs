@@ -32,6 +32,7 @@ mod tunnel;
 mod upstream;
 
 pub use error::BindError;
+pub use upstream::{ServerStatus, State as ServerState, UnknownServer};
 
 use arc_swap::ArcSwap;
 use listeners::{Listeners, Opened};
@@ -173,6 +174,24 @@ impl Control {
         service.swapped.notify_one();
         let (opened, closed) = listeners.apply(prepared)?;
         Ok(Reloaded { opened, closed })
+    }
+
+    /// The servers of each upstream, as they are now.
+    pub fn upstreams(&self) -> BTreeMap<String, Vec<ServerStatus>> {
+        let snapshot = self.0.service.snapshot.load();
+        snapshot.upstreams.iter().map(|(name, upstream)| (name.clone(), upstream.servers())).collect()
+    }
+
+    /// `None`: there is no such upstream. Else the names of the servers that are meant; the tunnels of one
+    /// that is down stay until they are closed by whoever asks for this.
+    pub fn set_server(
+        &self,
+        upstream: &str,
+        server: &str,
+        state: ServerState,
+    ) -> Option<Result<Vec<Arc<str>>, UnknownServer>> {
+        let snapshot = self.0.service.snapshot.load();
+        Some(snapshot.upstreams.get(upstream)?.set_state(server, state))
     }
 
     /// A second handle of each listening socket, by the address in the conf.

@@ -103,7 +103,9 @@ impl Balance {
                 continue;
             }
             below = below.or(Some(index));
-            if server.share >= 1.0 || unit(mix(key ^ self.ids[index])) < server.share {
+            // Turned, since the lots of rendezvous are drawn from the same two.
+            let draw = unit(mix(key.rotate_left(32) ^ self.ids[index]));
+            if server.share >= 1.0 || draw < server.share {
                 return Some(index);
             }
         }

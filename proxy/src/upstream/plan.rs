@@ -53,7 +53,9 @@ impl Plan {
         }
     }
 
-    /// The server of this name goes first, whatever the key says and however much it holds.
+    /// The server of this name goes first, whatever the key says and however much it holds: for clients
+    /// that carry the name of their server.
+    #[allow(dead_code)] // the affinity cookie's
     pub fn prefer(mut self, server: &str) -> Plan {
         self.prefer = Some(server.into());
         self

@@ -230,13 +230,6 @@ pub struct Permit {
     desk: Arc<Desk>,
 }
 
-impl Permit {
-    /// The server's name.
-    pub fn server(&self) -> &Arc<str> {
-        &self.server.name
-    }
-}
-
 impl Drop for Permit {
     fn drop(&mut self) {
         self.server.open.fetch_sub(1, Relaxed);

@@ -106,7 +106,8 @@ fn weights_are_shares() {
         for n in 0..8_000 {
             let key = format!("user-{n}");
             let choice = Choice { key: key.as_bytes(), load_factor: 0.0, chance: n };
-            servers[balance.choose(&mut turns, &choice, &servers).unwrap()].open += 1;
+            let chosen = balance.choose(&mut turns, &choice, &servers).unwrap();
+            servers[chosen].open += 1;
         }
         for (server, weight) in servers.iter().zip(weights) {
             let off = server.open as f64 / (1000.0 * f64::from(weight)) - 1.0;
