@@ -8,8 +8,8 @@
 //!     └──────────────────────────────────  HalfOpen ── a probe fails ──► Open, twice as long (capped)
 //! ```
 //!
-//! Half open, one probe goes alone; each that succeeds lets twice as many go at once, so that those
-//! who waited do not all come in the same moment.
+//! Half open, one probe goes alone, and each that succeeds lets one more go beside the next: twice as
+//! many from round to round, so that those who waited do not all come in the same moment.
 //!
 //! Closed lets through, Open refuses: the usual words of the pattern.
 
@@ -119,7 +119,7 @@ impl Breaker {
             Inner::Open { until, .. } => Verdict::Refuse(*until - now),
             Inner::HalfOpen { since, under_way, passed, .. } => {
                 let lost = *since + self.settings.probe_timeout;
-                if *under_way < 1 << (*passed).min(16) {
+                if *under_way <= *passed {
                     *under_way += 1;
                 } else if now >= lost {
                     *under_way = 1;
@@ -312,7 +312,7 @@ mod tests {
     #[test]
     fn half_open_lets_more_go_with_each_that_comes_back() {
         let t0 = Instant::now();
-        let mut b = opened(Settings { probes: 4, ..S }, t0);
+        let mut b = opened(Settings { probes: 7, ..S }, t0);
         let t1 = t0 + Duration::from_secs(5);
         let mut rounds = Vec::new();
         while b.state() != State::Closed {
@@ -323,7 +323,7 @@ mod tests {
             rounds.push(gone);
             (0..gone).for_each(|_| b.success(t1, By::Probe));
         }
-        assert_eq!(rounds, [1, 2, 8]);
+        assert_eq!(rounds, [1, 2, 4]);
     }
 
     #[test]
