@@ -4,7 +4,7 @@
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
-use weir_conf::proxy::{Sticky, Upstream};
+use weir_conf::proxy::{Check, Health, Sticky, Upstream};
 use weir_conf::units::Secret;
 use weir_conf::{Config, DEMO, Loaded, REFERENCE, Sources, load};
 
@@ -159,6 +159,12 @@ fn the_reference_names_every_key_and_its_examples_are_sound() {
     assert_eq!(back.config.broker.secret.reveal(), "sixteen bytes or more");
     let route = front.config.proxy.route.iter().find(|route| route.to == "app").unwrap();
     assert_eq!(route.sticky, Sticky::Cookie("sid".into()));
+
+    // What is shown as the value of a key that is left out is its value.
+    let mut app = front.config.proxy.upstream["app"].clone();
+    let health = app.health.take().unwrap();
+    assert_eq!(app, Upstream::of(["127.0.0.1:3000", "127.0.0.1:3001"]));
+    assert_eq!(Health { host: None, ..health }, Health::of(Check::Http));
 
     let written = keys(REFERENCE);
     let known: BTreeSet<_> = [front, back].iter().flat_map(|loaded| keys(&loaded.to_toml())).collect();

@@ -5,7 +5,7 @@ use crate::access::{Access, End};
 use crate::forward;
 use crate::metrics::Metrics;
 use crate::tunnel::greet::Deadlines;
-use crate::upstream::server::Attempt;
+use crate::upstream::attempt::Attempt;
 use crate::upstream::{Exhausted, Plan, l4};
 use async_trait::async_trait;
 use pingora_core::upstreams::peer::HttpPeer;

@@ -128,7 +128,7 @@ impl Service {
     async fn request(
         self: &Arc<Self>,
         snapshot: &Arc<Snapshot>,
-        client: Client,
+        mut client: Client,
         places: Places,
         mut head: Head,
         from: From,
@@ -178,7 +178,16 @@ impl Service {
             Target::Upstream(upstream) => {
                 let plan = upstream.plan(&sticky_key(&route.sticky, &head.parts, from.client));
                 let mut plan = plan.on_behalf_of(from.ends);
-                let greeted = greet::greet(&mut plan, &head.parts, snapshot.deadlines(), &mut access).await;
+                // Who leaves meanwhile must not be waited for, nor hold a place in a queue.
+                let greeted = tokio::select! {
+                    biased;
+                    greeted = greet::greet(&mut plan, &head.parts, snapshot.deadlines(), &mut access) => greeted,
+                    () = client.gone() => {
+                        self.metrics.handshake("client_gone");
+                        access.log("websocket", End { status: 0, bytes: None, cause: "client_gone" });
+                        return Next::Done;
+                    }
+                };
                 let held = Held {
                     access,
                     metrics: self.metrics.clone(),

@@ -9,7 +9,7 @@ use crate::admit::{AddressPlace, Place};
 use crate::metrics::{Cause as CauseLabel, Metrics};
 use crate::server::Closing;
 use crate::upstream::ServerStream;
-use crate::upstream::server::Permit;
+use crate::upstream::attempt::Permit;
 use relay::{Cause, Relay};
 use std::io;
 use std::pin::Pin;

@@ -3,6 +3,7 @@
 //! and reloads.
 
 pub mod address;
+pub mod attempt;
 pub mod balance;
 mod budget;
 mod check;

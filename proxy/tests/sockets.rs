@@ -183,7 +183,8 @@ async fn plain_requests_keep_the_connection_and_an_upgrade_may_follow() {
 async fn what_a_tunnelled_client_forges_is_overwritten() {
     let (listener, addr) = listener().await;
     let front = front(&[addr], |_| {});
-    front.connect().await.write_all(UPGRADE.as_bytes()).await.unwrap();
+    let mut client = front.connect().await;
+    client.write_all(UPGRADE.as_bytes()).await.unwrap();
     let seen = head(&mut listener.accept().await.unwrap().0).await;
     assert!(seen.contains("X-Forwarded-For: 127.0.0.1\r\n") && seen.contains("X-Forwarded-Proto: http\r\n"));
     assert!(!seen.contains("6.6.6.6") && !seen.contains("forged"), "{seen}");

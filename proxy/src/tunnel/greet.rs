@@ -8,7 +8,7 @@ use super::answer::{self, Answer, ReadError};
 use crate::access::Access;
 use crate::forward;
 use crate::front::upgrade::accept_for;
-use crate::upstream::server::{Attempt, Permit, blame};
+use crate::upstream::attempt::{Attempt, Permit, blame};
 use crate::upstream::{Exhausted, Plan, ServerStream};
 use bytes::Bytes;
 use http::Response;

@@ -6,8 +6,9 @@ use hickory_resolver::config::{LookupIpStrategy, NameServerConfig, ResolverConfi
 use hickory_resolver::net::runtime::TokioRuntimeProvider;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Weak;
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
+use tokio::task::JoinSet;
 
 /// What a lookup found, and until when that holds.
 #[derive(Clone, Debug)]
@@ -62,7 +63,7 @@ pub fn lookup_all(hosts: &[String], servers: &[SocketAddr]) -> io::Result<Vec<io
     let work = || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         runtime.block_on(async {
-            let resolver = std::sync::Arc::new(resolver(servers)?);
+            let resolver = Arc::new(resolver(servers)?);
             let start = |host: &String| {
                 let (resolver, host) = (resolver.clone(), host.clone());
                 tokio::spawn(async move { lookup(&resolver, &host).await })
@@ -87,7 +88,7 @@ pub async fn watch(upstream: Weak<Upstream>) {
     let resolver = {
         let Some(upstream) = upstream.upgrade().filter(|upstream| upstream.has_names()) else { return };
         match resolver(&upstream.settings.dns_servers) {
-            Ok(resolver) => resolver,
+            Ok(resolver) => Arc::new(resolver),
             Err(error) => {
                 return tracing::error!(upstream = &*upstream.name, %error, "names are not looked up again");
             }
@@ -103,10 +104,17 @@ pub async fn watch(upstream: Weak<Upstream>) {
             let Some(upstream) = upstream.upgrade() else { return };
             upstream.due_lookups(Instant::now())
         };
+        let mut lookups = JoinSet::new();
         for host in due {
-            let found = lookup(&resolver, &host).await;
+            let resolver = resolver.clone();
+            lookups.spawn(async move { (lookup(&resolver, &host).await, host) });
+        }
+        while let Some(done) = lookups.join_next().await {
             let Some(upstream) = upstream.upgrade() else { return };
-            upstream.looked_up(&host, found, Instant::now());
+            match done {
+                Ok((found, host)) => upstream.looked_up(&host, found, Instant::now()),
+                Err(error) => tracing::error!(%error, "a lookup has panicked"),
+            }
         }
     }
 }

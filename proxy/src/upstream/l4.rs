@@ -2,7 +2,8 @@
 //! serve anybody; otherwise a connection of ours, which serves one request.
 
 use super::address::Address;
-use super::server::{Attempt, Server};
+use super::attempt::Attempt;
+use super::server::Server;
 use super::stream::ServerStream;
 use async_trait::async_trait;
 use pingora_core::connectors::l4::Connect;

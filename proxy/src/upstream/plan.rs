@@ -1,10 +1,11 @@
 //! The way of one request through the servers of its upstream: whom to try, how often, and whether to
 //! wait.
 
+use super::attempt::Attempt;
 use super::balance::{Candidate, Choice};
 use super::desk::{Inner, State, Waiter};
 use super::proxy_protocol::{self, Ends};
-use super::server::{Attempt, Server};
+use super::server::Server;
 use super::{Set, Upstream};
 use crate::metrics::UpstreamLabels;
 use std::sync::Arc;

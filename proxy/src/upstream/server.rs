@@ -1,14 +1,11 @@
-//! One server: what is known of it whatever the conf says, and one attempt to reach it.
+//! One server, and what is known of it whatever the conf says.
 
 use super::address::Entry;
-use super::desk::Desk;
 use super::dial::Dial;
-use super::stream::ServerStream;
 use crate::metrics::{Metrics, ServerLabels, UpstreamFailure};
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use std::collections::BTreeMap;
-use std::io;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
@@ -50,14 +47,6 @@ struct Figures {
     breaker: Gauge,
     healthy: Gauge,
     handshake: Histogram,
-}
-
-/// What counts as a failure besides a server that cannot be reached.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Judge {
-    /// Zero: off.
-    pub slow: Duration,
-    pub server_errors: bool,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -177,6 +166,71 @@ impl Shared {
         }
     }
 
+    /// One more open tunnel or request.
+    pub fn enter(&self) {
+        self.open.fetch_add(1, Relaxed);
+        self.figures.open.inc();
+    }
+
+    pub fn leave(&self) {
+        self.open.fetch_sub(1, Relaxed);
+        self.figures.open.dec();
+    }
+
+    pub fn handshake_begins(&self) {
+        self.handshakes.fetch_add(1, Relaxed);
+    }
+
+    pub fn handshake_ends(&self) {
+        self.handshakes.fetch_sub(1, Relaxed);
+    }
+
+    pub fn answered_after(&self, took: Duration) {
+        self.figures.handshake.observe(took.as_secs_f64());
+    }
+
+    /// True: it may be that others who wait can be let in now.
+    pub fn succeeded(&self, now: Instant, by: By) -> bool {
+        let (before, after) = {
+            let mut breaker = lock(&self.breaker);
+            let before = breaker.state();
+            breaker.success(now, by);
+            (before, breaker.state())
+        };
+        if before == State::Closed {
+            return false;
+        }
+        self.show();
+        if after == State::Closed {
+            let (upstream, server) = (&self.upstream, &self.name);
+            tracing::info!(%upstream, %server, "server is back: its breaker has closed");
+            self.came(now);
+        }
+        true
+    }
+
+    /// `cause` is one of [`CAUSES`].
+    pub fn failed(&self, now: Instant, by: By, cause: &'static str) {
+        let (before, after) = {
+            let mut breaker = lock(&self.breaker);
+            let before = breaker.state();
+            breaker.failure(now, by);
+            (before, breaker.state())
+        };
+        self.show();
+        *lock(&self.last_failure) = Some((cause, now));
+        let ServerLabels { upstream, server } = self.labels();
+        if before == State::Closed && after == State::Open {
+            tracing::warn!(upstream, server, cause, "server taken out: its breaker has opened");
+        }
+        let failure = UpstreamFailure { upstream, server, cause };
+        self.metrics.upstream_failures.get_or_create(&failure).inc();
+    }
+
+    pub fn abandoned(&self, by: By) {
+        lock(&self.breaker).abandon(by);
+    }
+
     fn show(&self) {
         self.figures.breaker.set(match self.breaker_state() {
             State::Closed => 0,
@@ -221,205 +275,5 @@ impl Drop for Shared {
             let failure = UpstreamFailure { upstream: upstream.clone(), server: server.clone(), cause };
             self.metrics.upstream_failures.remove(&failure);
         }
-    }
-}
-
-/// One open tunnel or request of a server, counted until this is dropped.
-pub struct Permit {
-    server: Arc<Shared>,
-    desk: Arc<Desk>,
-}
-
-impl Drop for Permit {
-    fn drop(&mut self) {
-        self.server.open.fetch_sub(1, Relaxed);
-        self.server.figures.open.dec();
-        self.desk.call();
-    }
-}
-
-/// A handshake under way.
-struct Handshake {
-    server: Arc<Shared>,
-    desk: Arc<Desk>,
-}
-
-impl Drop for Handshake {
-    fn drop(&mut self) {
-        self.server.handshakes.fetch_sub(1, Relaxed);
-        self.desk.call();
-    }
-}
-
-/// A try of one server. Its outcome must be told; one that is dropped before (the client left)
-/// counts as never made.
-pub struct Attempt {
-    server: Arc<Server>,
-    judge: Judge,
-    by: By,
-    settled: bool,
-    failed: bool,
-    started: Instant,
-    header: Option<Vec<u8>>,
-    handshake: Option<Handshake>,
-    permit: Option<Permit>,
-    desk: Arc<Desk>,
-}
-
-impl Attempt {
-    /// With the breaker's leave. To be called with the desk locked: nobody else is counted in between.
-    pub fn new(
-        server: &Arc<Server>,
-        desk: &Arc<Desk>,
-        judge: Judge,
-        by: By,
-        header: Option<Vec<u8>>,
-        now: Instant,
-    ) -> Attempt {
-        let shared = &server.shared;
-        shared.open.fetch_add(1, Relaxed);
-        shared.figures.open.inc();
-        shared.handshakes.fetch_add(1, Relaxed);
-        Attempt {
-            server: server.clone(),
-            judge,
-            by,
-            settled: false,
-            failed: false,
-            started: now,
-            header,
-            handshake: Some(Handshake { server: shared.clone(), desk: desk.clone() }),
-            permit: Some(Permit { server: shared.clone(), desk: desk.clone() }),
-            desk: desk.clone(),
-        }
-    }
-
-    /// The server's name in logs and metrics.
-    pub fn name(&self) -> &Arc<str> {
-        &self.server.shared.name
-    }
-
-    pub fn server(&self) -> &Arc<Server> {
-        &self.server
-    }
-
-    /// What goes in front of a connection's bytes.
-    pub fn header(&self) -> Option<&[u8]> {
-        self.header.as_deref()
-    }
-
-    pub fn has_failed(&self) -> bool {
-        self.failed
-    }
-
-    /// Opens a connection.
-    pub async fn connect(&self, timeout: Duration) -> io::Result<ServerStream> {
-        let opened = tokio::time::timeout(timeout, self.server.dial.open(self.header())).await;
-        opened.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
-    }
-
-    /// Others may begin their handshakes: this one's answer takes its time, and no work.
-    pub fn begun(&mut self) {
-        self.handshake = None;
-    }
-
-    /// The server has answered a handshake; `None`: it closed, or made no sense.
-    pub fn answered(&mut self, now: Instant, status: Option<u16>) {
-        let took = now.saturating_duration_since(self.started);
-        self.server.shared.figures.handshake.observe(took.as_secs_f64());
-        if !self.judge.slow.is_zero() && took > self.judge.slow {
-            return self.fail(now, "slow_handshake");
-        }
-        self.judge(now, status);
-    }
-
-    /// It is there and it talks. That an app closes on, or answers oddly to, what one client asks for
-    /// must not take the server from everybody else; unless the conf says so.
-    pub fn judge(&mut self, now: Instant, status: Option<u16>) {
-        match status {
-            None | Some(500..) if self.judge.server_errors => self.fail(now, "server_error"),
-            _ => self.succeed(now),
-        }
-    }
-
-    pub fn succeed(&mut self, now: Instant) {
-        if std::mem::replace(&mut self.settled, true) {
-            return;
-        }
-        let shared = &self.server.shared;
-        let before = shared.breaker_state();
-        lock(&shared.breaker).success(now, self.by);
-        shared.show();
-        self.handshake = None;
-        if before != State::Closed && shared.breaker_state() == State::Closed {
-            let (upstream, server) = (&shared.upstream, &shared.name);
-            tracing::info!(%upstream, %server, "server is back: its breaker has closed");
-            shared.came(now);
-        }
-        if before != State::Closed {
-            self.desk.call();
-        }
-    }
-
-    /// `cause` is one of [`CAUSES`].
-    pub fn fail(&mut self, now: Instant, cause: &'static str) {
-        if std::mem::replace(&mut self.settled, true) {
-            return;
-        }
-        self.failed = true;
-        let shared = &self.server.shared;
-        let (before, after) = {
-            let mut breaker = lock(&shared.breaker);
-            let before = breaker.state();
-            breaker.failure(now, self.by);
-            (before, breaker.state())
-        };
-        shared.show();
-        *lock(&shared.last_failure) = Some((cause, now));
-        self.handshake = None;
-        let ServerLabels { upstream, server } = shared.labels();
-        if before == State::Closed && after == State::Open {
-            tracing::warn!(upstream, server, cause, "server taken out: its breaker has opened");
-        }
-        let failure = UpstreamFailure { upstream, server, cause };
-        shared.metrics.upstream_failures.get_or_create(&failure).inc();
-    }
-
-    /// Neither good nor bad: the outcome says nothing about the server.
-    pub fn give_up(&mut self) {
-        if !std::mem::replace(&mut self.settled, true) {
-            lock(&self.server.shared.breaker).abandon(self.by);
-            self.server.shared.show();
-        }
-        self.handshake = None;
-    }
-
-    /// The place that its connection holds from here on.
-    pub fn into_permit(mut self) -> Option<Permit> {
-        self.permit.take()
-    }
-}
-
-impl Drop for Attempt {
-    fn drop(&mut self) {
-        self.give_up();
-    }
-}
-
-/// What a failed connect says: `Some` with the cause if it is the server's fault, `None` if
-/// this process or machine ran out of something.
-pub fn blame(error: &io::Error) -> Option<&'static str> {
-    const ENFILE: i32 = 23;
-    const EMFILE: i32 = 24;
-    const EADDRNOTAVAIL: i32 = 99;
-    const ENOBUFS: i32 = 105;
-    match error.raw_os_error() {
-        Some(ENFILE | EMFILE | EADDRNOTAVAIL | ENOBUFS) => None,
-        _ => Some(match error.kind() {
-            io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound => "refused",
-            io::ErrorKind::TimedOut => "timeout",
-            io::ErrorKind::InvalidData => "tls",
-            _ => "error",
-        }),
     }
 }

@@ -1,6 +1,6 @@
 //! What the conf says of an upstream, ready for use.
 
-use super::server::Judge;
+use super::attempt::Judge;
 use super::tls;
 use std::net::SocketAddr;
 use std::time::Duration;

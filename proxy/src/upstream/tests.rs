@@ -1,6 +1,6 @@
 //! An upstream without sockets: who is tried, who waits, and what a reload keeps.
 
-use super::server::Attempt;
+use super::attempt::Attempt;
 use super::*;
 use crate::testing::conf;
 use std::time::Duration;
