@@ -178,16 +178,8 @@ impl Service {
             Target::Upstream(upstream) => {
                 let plan = upstream.plan(&sticky_key(&route.sticky, &head.parts, from.client));
                 let mut plan = plan.on_behalf_of(from.ends);
-                // Who leaves meanwhile must not be waited for, nor hold a place in a queue.
-                let greeted = tokio::select! {
-                    biased;
-                    greeted = greet::greet(&mut plan, &head.parts, snapshot.deadlines(), &mut access) => greeted,
-                    () = client.gone() => {
-                        self.metrics.handshake("client_gone");
-                        access.log("websocket", End { status: 0, bytes: None, cause: "client_gone" });
-                        return Next::Done;
-                    }
-                };
+                let (head, deadlines) = (&head.parts, snapshot.deadlines());
+                let greeted = greet::greet(&mut plan, head, deadlines, &mut access, client.gone()).await;
                 let held = Held {
                     access,
                     metrics: self.metrics.clone(),
@@ -237,6 +229,11 @@ impl Service {
             Greeted::Failed { status, retry_after, cause } => {
                 self.metrics.handshake(cause);
                 self.answer(client, &held.access, status, retry_after, cause).await
+            }
+            Greeted::ClientGone => {
+                self.metrics.handshake("client_gone");
+                held.access.log("websocket", End { status: 0, bytes: None, cause: "client_gone" });
+                Next::Done
             }
             Greeted::Refused(response) => {
                 self.metrics.handshake("refused_by_server");

@@ -465,7 +465,7 @@ async fn who_finds_a_server_full_waits_or_is_told_when_to_come_back() {
     let limits = Upstream {
         max_connections: 1,
         queue: 1,
-        queue_timeout: Duration::from_millis(300),
+        queue_timeout: Duration::from_millis(700),
         ..Upstream::of([server().await])
     };
     let front = Arc::new(front(limits));
@@ -487,9 +487,19 @@ async fn who_finds_a_server_full_waits_or_is_told_when_to_come_back() {
     assert!(answer.starts_with("HTTP/1.1 101 "), "{answer}");
     let begun = Instant::now();
     let (_, answer) = front.shake("d").await;
-    assert!(answer.starts_with("HTTP/1.1 503 ") && begun.elapsed() >= Duration::from_millis(300), "{answer}");
+    assert!(answer.starts_with("HTTP/1.1 503 ") && begun.elapsed() >= Duration::from_millis(700), "{answer}");
+    // Who leaves while it waits is not waited for.
+    let mut gone = front.connect().await;
+    gone.write_all(UPGRADE.as_bytes()).await.unwrap();
+    drop(gone);
+    let left = async {
+        while !front.figures().contains("outcome=\"left\"} 1") {
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(HANGS, left).await.unwrap();
     let figures = front.figures();
-    for outcome in ["served", "full", "timeout"] {
+    for outcome in ["served", "full", "timeout", "left"] {
         let line = format!("queue_outcomes_total{{upstream=\"app\",outcome=\"{outcome}\"}} 1");
         assert!(figures.contains(&line), "{line} in {figures}");
     }

@@ -26,7 +26,12 @@ pub enum Greeted {
     /// It gave an ordinary answer, to be passed on.
     Refused(Response<Bytes>),
     /// There is no answer; what to tell the client, and why.
-    Failed { status: u16, retry_after: Option<Duration>, cause: &'static str },
+    Failed {
+        status: u16,
+        retry_after: Option<Duration>,
+        cause: &'static str,
+    },
+    ClientGone,
 }
 
 /// Deadlines of a handshake with a server.
@@ -36,8 +41,23 @@ pub struct Deadlines {
     pub handshake: Duration,
 }
 
-/// Asks the servers of the plan, one after the other, until one can be reached.
-pub async fn greet(plan: &mut Plan, head: &Parts, deadlines: Deadlines, access: &mut Access) -> Greeted {
+/// Asks the servers of the plan, one after the other, until one can be reached. A client that leaves
+/// meanwhile is not waited for, and holds no place in a queue.
+pub async fn greet(
+    plan: &mut Plan,
+    head: &Parts,
+    deadlines: Deadlines,
+    access: &mut Access,
+    client_gone: impl Future<Output = ()>,
+) -> Greeted {
+    tokio::select! {
+        biased;
+        greeted = ask(plan, head, deadlines, access) => greeted,
+        () = client_gone => Greeted::ClientGone,
+    }
+}
+
+async fn ask(plan: &mut Plan, head: &Parts, deadlines: Deadlines, access: &mut Access) -> Greeted {
     loop {
         let mut attempt = match plan.next().await {
             Ok(attempt) => attempt,

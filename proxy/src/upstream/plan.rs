@@ -111,7 +111,7 @@ impl Plan {
                 self.spend_retry(&mut inner, now)?;
             }
             let server = &set.servers[index];
-            match server.shared.allow(now).leave() {
+            match server.shared.allow(settings.breaker, now).leave() {
                 Ok(by) => {
                     self.tries_left -= 1;
                     self.tried.push(server.shared.name.clone());

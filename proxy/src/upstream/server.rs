@@ -66,7 +66,6 @@ impl Shared {
         let mut known = lock(&metrics.servers);
         let key = (upstream.clone(), Arc::from(name));
         if let Some(shared) = known.get(&key).and_then(Weak::upgrade) {
-            lock(&shared.breaker).set(breaker);
             return shared;
         }
         let labels = ServerLabels { upstream: upstream.to_string(), server: name.to_owned() };
@@ -110,8 +109,13 @@ impl Shared {
         lock(&self.breaker).state()
     }
 
-    pub fn allow(&self, now: Instant) -> Verdict {
-        let verdict = lock(&self.breaker).allow(now);
+    /// By the settings of the conf that asks: one that never comes into force changes nothing.
+    pub fn allow(&self, settings: Settings, now: Instant) -> Verdict {
+        let verdict = {
+            let mut breaker = lock(&self.breaker);
+            breaker.set(settings);
+            breaker.allow(now)
+        };
         self.show();
         verdict
     }
