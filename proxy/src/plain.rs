@@ -150,15 +150,15 @@ impl ProxyHttp for Plain {
             true => error.retry.decide_reuse(reused),
             false => error.set_retry(false),
         }
-        // Only a connection of its own says something: a kept one is closed whenever the server likes.
         if let Some(attempt) = &mut ctx.attempt
             && *error.esource() == pingora_core::ErrorSource::Upstream
-            && !reused
         {
             match error.etype() {
                 ErrorType::ReadTimedout | ErrorType::WriteTimedout => {
                     attempt.fail(Instant::now(), "answer_timeout");
                 }
+                // A kept connection is closed whenever the server likes, which says nothing.
+                _ if reused => {}
                 _ => attempt.judge(Instant::now(), None),
             }
         }

@@ -3,6 +3,8 @@
 use super::attempt::Attempt;
 use super::*;
 use crate::testing::conf;
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
 use std::time::Duration;
 use weir_conf::proxy::{Balance, Proxy, Upstream as Conf};
 
@@ -161,6 +163,65 @@ fn operators_drain_servers_and_a_reload_keeps_what_they_said() {
     reloaded.set_state(&at_home, State::Up).unwrap();
     assert_eq!(reloaded.servers().iter().map(|s| s.open).sum::<usize>(), 0);
     assert!(reloaded.servers().iter().all(|s| s.state == State::Up));
+}
+
+#[test]
+fn a_server_that_a_reload_brings_starts_slowly_and_those_before_do_not() {
+    let slow = |n| with(Conf { slow_start: Duration::from_secs(3600), ..Conf::of(names(n)) });
+    let metrics = Metrics::default();
+    let before = Upstream::build("app", &slow(2), &metrics, None).unwrap();
+    assert!(before.servers().iter().all(|s| s.share == 1.0));
+    let after = Upstream::build("app", &slow(3), &metrics, Some(&before)).unwrap();
+    let shares: Vec<_> = after.servers().into_iter().map(|s| s.share).collect();
+    assert_eq!(shares, [1.0, 1.0, 0.1]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn whatever_comes_and_goes_no_limit_is_passed_and_nobody_is_forgotten() {
+    for seed in 1..=20 {
+        let upstream = limited(|of| {
+            *of = Conf { max_connections: 3, max_handshakes: 2, queue: 1_000, ..Conf::of(names(2)) };
+            of.queue_timeout = Duration::from_secs(3600);
+        });
+        let mut rng = StdRng::seed_from_u64(seed);
+        let mut clients = Vec::new();
+        for n in 0..200 {
+            let leaves = rng.random_bool(0.3);
+            let (upstream, mut rng) = (upstream.clone(), StdRng::seed_from_u64(seed * 1_000 + n));
+            let client = tokio::spawn(async move {
+                for _ in 0..rng.random_range(0..50) {
+                    tokio::task::yield_now().await;
+                }
+                let mut attempt = upstream.plan(&n.to_le_bytes()).next().await.unwrap();
+                for server in upstream.servers() {
+                    assert!(server.open <= 3 && server.handshakes <= 2, "seed {seed}: {server:?}");
+                }
+                tokio::time::sleep(Duration::from_millis(rng.random_range(0..20))).await;
+                attempt.succeed(Instant::now());
+                let permit = attempt.into_permit();
+                tokio::time::sleep(Duration::from_millis(rng.random_range(0..20))).await;
+                drop(permit);
+            });
+            clients.push((client, leaves));
+        }
+        for (client, leaves) in &clients {
+            if *leaves {
+                for _ in 0..rng.random_range(0..5) {
+                    tokio::task::yield_now().await;
+                }
+                client.abort();
+            }
+        }
+        let begun = tokio::time::Instant::now();
+        for (client, leaves) in clients {
+            assert!(leaves || client.await.is_ok(), "seed {seed}");
+        }
+        // Aborted ones end with the runtime's next turn.
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        assert!(begun.elapsed() < Duration::from_secs(60), "seed {seed}: somebody waited in vain");
+        assert!(upstream.desk.lock().queue.is_idle(), "seed {seed}");
+        assert!(upstream.servers().iter().all(|s| s.open == 0 && s.handshakes == 0), "seed {seed}");
+    }
 }
 
 #[test]
