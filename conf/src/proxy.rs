@@ -11,7 +11,7 @@ pub use route::{
     Redirect, Rewrite, Route, SameSite, Secure, Sticky, Template, Var,
 };
 pub use tunnel::{Over, Tunnel, TunnelOverride};
-pub use upstream::Upstream;
+pub use upstream::{Balance, Check, Health, Server, Statuses, Tls, Upstream};
 
 use crate::section::keys;
 use crate::units::{Bytes, Cidr, Rate, Secret};
@@ -65,6 +65,11 @@ pub struct Proxy {
     pub tunnel: Tunnel,
     pub drain: Drain,
     pub breaker: Breaker,
+    /// Asked for servers' names; empty: those of the system.
+    pub dns_servers: Vec<SocketAddr>,
+    /// A name is looked up again when its answer expires, within these.
+    pub dns_min_ttl: Duration,
+    pub dns_max_ttl: Duration,
     pub upstream: BTreeMap<String, Upstream>,
     /// First match wins.
     pub route: Vec<Route>,
@@ -74,6 +79,14 @@ pub struct Proxy {
 pub struct Breaker {
     /// Consecutive failures of one server that open its breaker.
     pub failures: u32,
+    /// A share of failures that opens it, of `min_volume` outcomes or more within `window`; 0: off.
+    pub failure_ratio: f64,
+    pub window: Duration,
+    pub min_volume: u32,
+    /// A handshake that takes longer counts as a failure. Zero: off.
+    pub slow_handshake: Duration,
+    /// Answers of 500 and more, and none, count as failures.
+    pub server_errors: bool,
     pub open_for: Duration,
     pub open_max: Duration,
 }
@@ -106,8 +119,20 @@ keys!(Proxy {
     tunnel,
     drain,
     breaker,
+    dns_servers,
+    dns_min_ttl in TICK..,
+    dns_max_ttl in TICK..,
     upstream,
     route,
 });
 
-keys!(Breaker { failures in 1.., open_for in TICK.., open_max in TICK.. });
+keys!(Breaker {
+    failures in 1..,
+    failure_ratio in 0.0..=1.0,
+    window in TICK..,
+    min_volume in 1..,
+    slow_handshake,
+    server_errors,
+    open_for in TICK..,
+    open_max in TICK..,
+});

@@ -16,6 +16,7 @@ use crate::metrics::Metrics;
 use crate::plain::Plain;
 use crate::snapshot::Snapshot;
 use crate::tunnel::register::Open;
+use crate::upstream::proxy_protocol::Ends;
 use arc_swap::ArcSwap;
 use pingora_core::server::ShutdownWatch;
 use pingora_proxy::HttpProxy;
@@ -23,6 +24,7 @@ use routed::Asking;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::Notify;
 use tokio::time::timeout;
 use weir_core::drain::Drain;
 use weir_wire::hop::REQUEST_ID;
@@ -36,11 +38,15 @@ pub struct Service {
     pub open: Arc<Open>,
     /// Of this proxy's connections.
     pub drain: Drain,
+    /// Another snapshot is in force.
+    pub swapped: Notify,
 }
 
 /// One request's origin, and its place among its address's connections.
 struct From {
     client: IpAddr,
+    /// For servers that ask for the PROXY protocol.
+    ends: Ends,
     conn: ConnId,
     trusted: bool,
 }
@@ -66,6 +72,7 @@ impl Service {
         peer: SocketAddr,
         shutdown: ShutdownWatch,
     ) {
+        let ends = Ends { client: peer, local: tcp.local_addr().unwrap_or(peer) };
         let peer = peer.ip().to_canonical();
         let mut snapshot = self.snapshot.load_full();
         let mut client = Client::new(tcp, snapshot.conf.head_size);
@@ -89,7 +96,7 @@ impl Service {
                 Ok(None) => return,
                 Err(bad) => return self.reject(client, bad, peer).await,
             };
-            let from = origin(&snapshot.trusted, peer, &head);
+            let from = origin(&snapshot.trusted, ends, &head);
             match Box::pin(self.request(&snapshot, client, places, head, from, &shutdown)).await {
                 Next::Another(again, held) => (client, places) = (again, held),
                 Next::Done => return,
@@ -229,12 +236,16 @@ async fn read_head(snapshot: &Snapshot, client: &mut Client) -> Result<Option<He
     head::parse(&client.ahead.split_to(end)).map(Some)
 }
 
-fn origin(trusted: &Trusted, peer: IpAddr, head: &Head) -> From {
+fn origin(trusted: &Trusted, ends: Ends, head: &Head) -> From {
+    let peer = ends.client.ip().to_canonical();
     let is_trusted = trusted.contains(peer);
     let told = head.parts.headers.get(REQUEST_ID).filter(|_| is_trusted);
     let conn = told.and_then(|v| v.to_str().ok()).and_then(ConnId::parse);
+    let client = trusted.client(peer, &head.parts.headers);
+    let port = if client == peer { ends.client.port() } else { 0 };
     From {
-        client: trusted.client(peer, &head.parts.headers),
+        client,
+        ends: Ends { client: SocketAddr::new(client, port), ..ends },
         conn: conn.unwrap_or_else(|| ConnId::from_random(rand::random())),
         trusted: is_trusted,
     }

@@ -18,6 +18,7 @@ pub mod watch;
 use crate::access::{Access, Close, TunnelEnd};
 use crate::admit::{AddressPlace, Place};
 use crate::metrics::Cause as CauseLabel;
+use crate::upstream::attempt::Permit;
 use bytes::Bytes;
 use frames::Sender;
 use leave::{Codes, GOING_AWAY, Leaving, Manner, POLICY, PROTOCOL_ERROR, SERVICE_RESTART, TOO_BIG};
@@ -46,7 +47,7 @@ pub struct Held {
     pub access: Access,
     pub conf: Arc<Conf>,
     /// Given back when the tunnel has ended.
-    pub _permit: (Place, Option<AddressPlace>, Busy),
+    pub permit: (Place, Option<AddressPlace>, Busy, Option<Permit>),
 }
 
 /// To be spawned as a task of its own (it relies on its waker staying the same), apart from the

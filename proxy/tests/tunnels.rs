@@ -39,7 +39,7 @@ async fn edge(change: impl FnOnce(&mut Conf, &mut Tunnel)) -> Edge {
     conf.handshake_rate = None;
     conf.max_connections_per_ip = 0;
     conf.upstream.clear();
-    conf.upstream.insert("app".into(), Upstream { servers: vec![server.local_addr().unwrap().to_string()] });
+    conf.upstream.insert("app".into(), Upstream::of([server.local_addr().unwrap().to_string()]));
     conf.route = vec![Route { tunnel: Default::default(), ..Route::to("app") }];
     let mut tunnel = conf.tunnel.clone();
     change(&mut conf, &mut tunnel);

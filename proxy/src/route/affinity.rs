@@ -42,7 +42,7 @@ pub struct Issue {
     pub client: [u8; 8],
     pub tls: bool,
     /// Only if it is this server.
-    pub only: Option<String>,
+    pub only: Option<Arc<str>>,
 }
 
 impl Issue {
@@ -87,7 +87,11 @@ impl Affinity {
     }
 
     /// Which of these the cookie names; `None`: it is away.
-    pub fn server_of(&self, cookie: &Cookie, mut servers: impl Iterator<Item = String>) -> Option<String> {
+    pub fn server_of(
+        &self,
+        cookie: &Cookie,
+        mut servers: impl Iterator<Item = Arc<str>>,
+    ) -> Option<Arc<str>> {
         let key = self.keys.get(cookie.key)?;
         servers.find(|server| self.server_id(key, server) == cookie.server)
     }
@@ -166,8 +170,8 @@ mod tests {
         set.to_str().unwrap().split(['=', ';']).nth(1).unwrap().to_owned()
     }
 
-    fn servers() -> impl Iterator<Item = String> {
-        (1..4).map(|n| format!("10.0.0.{n}:80"))
+    fn servers() -> impl Iterator<Item = Arc<str>> {
+        (1..4).map(|n| format!("10.0.0.{n}:80").into())
     }
 
     #[test]

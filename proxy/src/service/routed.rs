@@ -15,7 +15,7 @@ use crate::route::sticky::{Known, Pick};
 use crate::route::{Action, Asked, Route, Target, path};
 use crate::snapshot::Snapshot;
 use crate::tunnel::greet::{self, Greeted};
-use crate::tunnel::{self, Held, Tunnel};
+use crate::tunnel::{Held, Tunnel};
 use pingora_core::apps::HttpServerApp;
 use pingora_core::protocols::http::ServerSession;
 use pingora_core::server::ShutdownWatch;
@@ -73,9 +73,18 @@ impl Service {
         if asking.websocket {
             return self.handshake(snapshot, route, target, pick, asking).await;
         }
-        let Asking { client, places, own_address, busy: _until_answered, head, access, wants_close, .. } =
-            asking;
-        let plan = upstream.plan(&pick.key, pick.prefer.as_deref());
+        let Asking {
+            client,
+            places,
+            own_address,
+            busy: _until_answered,
+            head,
+            from,
+            access,
+            wants_close,
+            ..
+        } = asking;
+        let plan = upstream.plan(&pick.key, pick.prefer.as_deref()).on_behalf_of(from.ends);
         let passage = Passage { plan, access, route: route.clone(), issue: pick.issue };
         self.plain(client, (places, own_address), head, passage, wants_close, shutdown).await
     }
@@ -96,14 +105,14 @@ impl Service {
             }
             Target::Upstream(upstream) => upstream,
         };
-        let mut plan = upstream.plan(&pick.key, pick.prefer.as_deref());
-        let Asking { client, places, own_address, busy, head, mut access, .. } = asking;
-        let greeted = greet::greet(&mut plan, &head.parts, route.deadlines, &mut access).await;
-        if let Greeted::Accepted(_, server, _) = &greeted {
-            let _unsupported_matters_not = tunnel::watch_peer(server, &snapshot.conf);
+        let Asking { mut client, places, own_address, busy, head, from, mut access, .. } = asking;
+        let mut plan = upstream.plan(&pick.key, pick.prefer.as_deref()).on_behalf_of(from.ends);
+        let greeted = greet::greet(&mut plan, &head.parts, route.deadlines, &mut access, client.gone()).await;
+        if let Greeted::Accepted(_, server, ..) = &greeted {
+            let _unsupported_matters_not = server.watch_peer(&snapshot.conf);
         }
-        let permit = (places.place, places.address.or(own_address), busy);
-        let held = Held { access, conf: route.tunnel.clone(), _permit: permit };
+        let permit = (places.place, places.address.or(own_address), busy, None);
+        let held = Held { access, conf: route.tunnel.clone(), permit };
         self.tunnel(client, greeted, route, pick.issue, held).await
     }
 
@@ -130,12 +139,17 @@ impl Service {
         greeted: Greeted,
         route: &Route,
         issue: Option<Issue>,
-        held: Held,
+        mut held: Held,
     ) -> Next {
         match greeted {
             Greeted::Failed { status, retry_after, cause } => {
                 self.outcome(&held.access, cause);
                 self.answer(client, &held.access, status, retry_after, cause).await
+            }
+            Greeted::ClientGone => {
+                self.outcome(&held.access, "client_gone");
+                held.access.log("websocket", End { status: 0, bytes: None, cause: "client_gone" });
+                Next::Done
             }
             Greeted::Refused(mut response) => {
                 self.outcome(&held.access, "refused_by_server");
@@ -146,7 +160,8 @@ impl Service {
                 held.access.log("websocket", End { status, bytes: None, cause: "refused_by_server" });
                 Next::Done
             }
-            Greeted::Accepted(mut headers, server, from_server) => {
+            Greeted::Accepted(mut headers, server, from_server, permit) => {
+                held.permit.3 = permit;
                 let (mut tcp, from_client) = client.into_parts();
                 forward::rewrite_response(&mut headers);
                 dress(&mut headers, route, issue, &held.access);
@@ -161,8 +176,8 @@ impl Service {
                 }
                 self.outcome(&held.access, "accepted");
                 self.latency(&held.access).observe(held.access.started.elapsed().as_secs_f64());
-                let name = held.access.server.map(|server| server.to_string()).unwrap_or_default();
-                let seat = self.open.enter(held.access.upstream.clone().unwrap_or_default(), name.into());
+                let name = |name: &Option<Arc<str>>| name.clone().unwrap_or_default();
+                let seat = self.open.enter(name(&held.access.upstream), name(&held.access.server));
                 // A task of its own: the memory of this one, sized for Pingora's path, is free again.
                 tokio::spawn(Tunnel::new((tcp, from_client), (server, from_server), seat, held));
                 Next::Done
@@ -239,8 +254,8 @@ fn dress(headers: &mut http::HeaderMap, route: &Route, issue: Option<Issue>, acc
     if !route.response_headers.is_empty() {
         route.response_headers.apply(headers, &access.vars());
     }
-    if let (Some(issue), Some(server)) = (issue, access.server)
-        && let Some(cookie) = issue.set_cookie(&server.to_string(), SystemTime::now())
+    if let (Some(issue), Some(server)) = (issue, &access.server)
+        && let Some(cookie) = issue.set_cookie(server, SystemTime::now())
     {
         headers.append(http::header::SET_COOKIE, cookie);
     }
