@@ -353,6 +353,48 @@ async fn who_waits_too_long_is_told_and_who_leaves_is_forgotten() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_turn_that_is_not_taken_goes_to_the_next() {
+    let upstream = limited(|_| {});
+    let held = upstream.plan(b"key").next().await.unwrap();
+    let (mut plan_a, mut plan_b) = (upstream.plan(b"a"), upstream.plan(b"b"));
+    let (mut a, mut b) = (Box::pin(plan_a.next()), Box::pin(plan_b.next()));
+    for waits in [&mut a, &mut b] {
+        tokio::select! {
+            biased;
+            _ = waits => panic!("there was no place"),
+            () = tokio::task::yield_now() => {}
+        }
+    }
+    drop(held);
+    drop(a); // called, and gone before it noticed
+    tokio::time::timeout(Duration::from_secs(1), b).await.unwrap().unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_server_that_comes_back_takes_as_many_as_it_may() {
+    let upstream = limited(|of| *of = Conf { max_connections: 3, ..Conf::of(names(2)) });
+    let names = names(2);
+    upstream.set_state(&names[1], State::Draining).unwrap();
+    let mut held = Vec::new();
+    for _ in 0..3 {
+        held.push(upstream.plan(b"key").next().await.unwrap());
+    }
+    let mut waiting = tokio::task::JoinSet::new();
+    for _ in 0..5 {
+        let upstream = upstream.clone();
+        waiting.spawn(async move { upstream.plan(b"key").next().await });
+    }
+    tokio::task::yield_now().await;
+    upstream.set_state(&names[1], State::Up).unwrap();
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let mut served = Vec::new();
+    while let Some(done) = waiting.try_join_next() {
+        served.push(done.unwrap().unwrap());
+    }
+    assert!(served.len() == 3 && served.iter().all(|attempt| **attempt.name() == *names[1]));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_server_set_up_again_calls_those_who_wait() {
     let upstream = limited(|of| *of = Conf { max_connections: 1, ..Conf::of(names(2)) });
     let names = names(2);
