@@ -6,6 +6,8 @@
 mod listeners;
 mod node;
 mod proxy;
+mod reach;
+mod route;
 
 use crate::Config;
 use crate::error::{Mistake, Place};
@@ -23,6 +25,7 @@ pub(crate) fn check(config: &Config, reader: &mut Reader<'_>, whole: &Place) {
     if config.roles.proxy {
         rules.upstreams();
         rules.routes();
+        rules.tunnels();
     }
     if config.roles.node {
         rules.node();

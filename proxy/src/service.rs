@@ -2,6 +2,8 @@
 //! handed to the node of this process, and anything else goes through Pingora's `HttpProxy`,
 //! after which the connection may bring its next request.
 
+mod routed;
+
 use crate::access::{Access, End};
 use crate::admit::{AddressPlace, Place, Refused};
 use crate::answer;
@@ -9,29 +11,22 @@ use crate::client::Client;
 use crate::client_addr::Trusted;
 use crate::forward::{self, Origin};
 use crate::front::head::{self, Bad, Head};
-use crate::front::upgrade::is_websocket;
-use crate::local::{H1Exchange, LogAtEnd, Status};
+use crate::front::upgrade::{is_websocket, tokens};
 use crate::metrics::Metrics;
-use crate::plain::{self, Passage, Plain};
-use crate::route::{Target, sticky_key};
-use crate::server::Closing;
+use crate::plain::Plain;
 use crate::snapshot::Snapshot;
-use crate::tunnel::greet::{self, Greeted};
-use crate::tunnel::relay::Relay;
-use crate::tunnel::{self, Held};
+use crate::tunnel::register::Open;
 use crate::upstream::proxy_protocol::Ends;
 use arc_swap::ArcSwap;
-use pingora_core::apps::HttpServerApp;
-use pingora_core::protocols::http::ServerSession;
 use pingora_core::server::ShutdownWatch;
 use pingora_proxy::HttpProxy;
+use routed::Asking;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::timeout;
-use weir_core::accept::{Acceptor, Request};
-use weir_core::drain::{Busy, Drain};
+use weir_core::drain::Drain;
 use weir_wire::hop::REQUEST_ID;
 use weir_wire::id::ConnId;
 
@@ -40,7 +35,7 @@ pub struct Service {
     pub snapshot: ArcSwap<Snapshot>,
     pub plain: Arc<HttpProxy<Plain>>,
     pub metrics: Metrics,
-    pub closing: Arc<Closing>,
+    pub open: Arc<Open>,
     /// Of this proxy's connections.
     pub drain: Drain,
     /// Another snapshot is in force.
@@ -79,7 +74,6 @@ impl Service {
     ) {
         let ends = Ends { client: peer, local: tcp.local_addr().unwrap_or(peer) };
         let peer = peer.ip().to_canonical();
-        let _unsupported_matters_not = tcp.set_nodelay(true);
         let mut snapshot = self.snapshot.load_full();
         let mut client = Client::new(tcp, snapshot.conf.head_size);
         let trusted = snapshot.trusted.contains(peer);
@@ -128,7 +122,7 @@ impl Service {
     async fn request(
         self: &Arc<Self>,
         snapshot: &Arc<Snapshot>,
-        mut client: Client,
+        client: Client,
         places: Places,
         mut head: Head,
         from: From,
@@ -136,7 +130,7 @@ impl Service {
     ) -> Next {
         // From here on, and not only once there is a tunnel: a drain waits for handshakes too.
         let busy = self.drain.busy();
-        let mut access = Access::new(&head.parts, from.conn.clone(), from.client);
+        let access = Access::new(&head.parts, from.conn.clone(), from.client);
         let websocket = match is_websocket(&head) {
             Ok(websocket) => websocket,
             Err(bad) => {
@@ -151,45 +145,14 @@ impl Service {
                 return Next::Done;
             }
         };
-        let Some(route) = snapshot.routes.find(&head.parts) else {
-            if websocket {
-                self.metrics.handshake("no_route");
-            }
-            return self.answer(client, &access, 404, None, "no_route").await;
-        };
-        let wants_close = crate::front::upgrade::tokens(&head.parts.headers, http::header::CONNECTION)
-            .any(|t| t.eq_ignore_ascii_case("close"));
-        let origin = Origin { client: from.client, conn: &from.conn, trusted: from.trusted };
+        let wants_close =
+            tokens(&head.parts.headers, http::header::CONNECTION).any(|t| t.eq_ignore_ascii_case("close"));
+        // Before the routes: they look at headers as servers get them.
+        let forwarded = snapshot.conf.forwarded;
+        let origin = Origin { client: from.client, conn: &from.conn, trusted: from.trusted, forwarded };
         forward::rewrite(&mut head.parts.headers, &origin);
-        let upstream = route.target.upstream();
-        access.upstream = Some(upstream.name.clone());
-        if !websocket {
-            let plan = upstream.plan(&sticky_key(&route.sticky, &head.parts, from.client));
-            let plan = plan.on_behalf_of(from.ends);
-            let passage = Passage { plan, access, deadlines: snapshot.deadlines() };
-            return self.plain(client, (places, own_address), head, passage, wants_close, shutdown).await;
-        }
-        forward::mark_upgrade(&mut head.parts.headers);
-        match &route.target {
-            Target::Node { acceptor, .. } => {
-                self.hand_over(acceptor, client, head.parts, from, access, (places, own_address, busy));
-                Next::Done
-            }
-            Target::Upstream(upstream) => {
-                let plan = upstream.plan(&sticky_key(&route.sticky, &head.parts, from.client));
-                let mut plan = plan.on_behalf_of(from.ends);
-                let (head, deadlines) = (&head.parts, snapshot.deadlines());
-                let greeted = greet::greet(&mut plan, head, deadlines, &mut access, client.gone()).await;
-                let held = Held {
-                    access,
-                    metrics: self.metrics.clone(),
-                    closing: self.closing.clone(),
-                    idle: snapshot.conf.idle_timeout,
-                    permit: (places.place, places.address.or(own_address), busy, None),
-                };
-                self.tunnel(client, greeted, held).await
-            }
-        }
+        let asking = Asking { client, places, own_address, busy, head, from, access, websocket, wants_close };
+        self.routed(snapshot, asking, shutdown).await
     }
 
     /// A handshake by its rate; behind a trusted peer the client's own address by its connections, too.
@@ -205,87 +168,6 @@ impl Service {
         }
         let admitted = address.and_then(|address| snapshot.admit.handshake(from.client).map(|()| address));
         admitted.inspect_err(|refused| self.metrics.handshake(refused.cause()))
-    }
-
-    /// To the node of this process, which has the connection from here on.
-    fn hand_over(
-        &self,
-        node: &Arc<dyn Acceptor>,
-        client: Client,
-        head: http::request::Parts,
-        from: From,
-        access: Access,
-        held: (Places, Option<AddressPlace>, Busy),
-    ) {
-        self.metrics.handshake("handed_to_node");
-        let status = Status::default();
-        let exchange = Box::new(H1Exchange { client, status: status.clone() });
-        let permit = Box::new((held, LogAtEnd { access, status }));
-        node.accept(Request { head, client: from.client, conn: from.conn, exchange, permit });
-    }
-
-    async fn tunnel(self: &Arc<Self>, client: Client, greeted: Greeted, mut held: Held) -> Next {
-        match greeted {
-            Greeted::Failed { status, retry_after, cause } => {
-                self.metrics.handshake(cause);
-                self.answer(client, &held.access, status, retry_after, cause).await
-            }
-            Greeted::ClientGone => {
-                self.metrics.handshake("client_gone");
-                held.access.log("websocket", End { status: 0, bytes: None, cause: "client_gone" });
-                Next::Done
-            }
-            Greeted::Refused(response) => {
-                self.metrics.handshake("refused_by_server");
-                let status = response.status().as_u16();
-                let (mut tcp, _dies_here) = client.into_parts();
-                let _client_gone = answer::send_and_close(&mut tcp, response).await;
-                held.access.log("websocket", End { status, bytes: None, cause: "refused_by_server" });
-                Next::Done
-            }
-            Greeted::Accepted(mut headers, server, from_server, permit) => {
-                held.permit.3 = permit;
-                let (mut tcp, from_client) = client.into_parts();
-                forward::rewrite_response(&mut headers);
-                forward::mark_upgrade(&mut headers);
-                let mut out = answer::status_line(http::StatusCode::SWITCHING_PROTOCOLS);
-                forward::write_headers(&headers, &mut out);
-                out.extend_from_slice(b"\r\n");
-                if answer::write(&mut tcp, &out).await.is_err() {
-                    self.metrics.handshake("client_gone");
-                    held.access.log("websocket", End { status: 0, bytes: None, cause: "client_gone" });
-                    return Next::Done;
-                }
-                self.metrics.handshake("accepted");
-                let _unsupported_matters_not = tunnel::watch_peer(&tcp);
-                let _unsupported_matters_not = server.watch_peer();
-                // A task of its own: the memory of this one, sized for Pingora's path, is free again.
-                tokio::spawn(tunnel::run(Relay::new(tcp, from_client, server, from_server), Box::new(held)));
-                Next::Done
-            }
-        }
-    }
-
-    async fn plain(
-        self: &Arc<Self>,
-        mut client: Client,
-        (places, _own_address): (Places, Option<AddressPlace>),
-        head: Head,
-        passage: Passage,
-        wants_close: bool,
-        shutdown: &ShutdownWatch,
-    ) -> Next {
-        client.gate(head.body);
-        let mut session = ServerSession::new_http1(Box::new(client));
-        session.set_pipelined_prefix(plain::head_bytes(&head.parts));
-        let reused = plain::with(passage, self.plain.process_new_http(session, shutdown)).await;
-        let Some((stream, _settings)) = reused.map(|r| r.consume()) else { return Next::Done };
-        let Ok(mut client) = stream.into_any().downcast::<Client>() else { return Next::Done };
-        if wants_close || head.parts.version == http::Version::HTTP_10 {
-            return Next::Done;
-        }
-        client.open();
-        Next::Another(*client, places)
     }
 
     async fn reject(&self, client: Client, bad: Bad, peer: IpAddr) {

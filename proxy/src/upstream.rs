@@ -128,9 +128,16 @@ impl Upstream {
         upstream
     }
 
-    /// The way of one request through the servers.
-    pub fn plan(self: &Arc<Self>, key: &[u8]) -> Plan {
-        Plan::new(self, key)
+    /// The names of its servers.
+    pub fn servers(&self) -> impl Iterator<Item = String> + use<> {
+        let set = self.set.load_full();
+        (0..set.servers.len()).map(move |index| set.servers[index].shared.name.to_string())
+    }
+
+    /// The way of one request through the servers: `prefer` first, if there is a server of this name,
+    /// whatever the key says and however much it holds.
+    pub fn plan(self: &Arc<Self>, key: &[u8], prefer: Option<&str>) -> Plan {
+        Plan::new(self, key, prefer)
     }
 
     /// Makes the set of servers from what is known; those that are new start slowly from `came` on.

@@ -52,12 +52,8 @@ fn front_with(app: Upstream, change: impl FnOnce(&mut Conf)) -> Front {
     conf.handshake_rate = None;
     conf.max_connections_per_ip = 0;
     conf.upstream = BTreeMap::from([("app".to_owned(), app)]);
-    conf.route = vec![Route {
-        host: Some("a".into()),
-        path: None,
-        to: "app".into(),
-        sticky: Sticky::Header("x-key".into()),
-    }];
+    let sticky = Sticky::Header("x-key".into());
+    conf.route = vec![Route { host: vec!["a".into()], sticky, ..Route::to("app") }];
     change(&mut conf);
     let mut registry = Registry::default();
     let proxy = Proxy::bind(&conf, None, &mut registry, Inherited::new()).unwrap();

@@ -41,25 +41,17 @@ pub struct Exhausted {
 }
 
 impl Plan {
-    pub fn new(upstream: &Arc<Upstream>, key: &[u8]) -> Plan {
+    pub fn new(upstream: &Arc<Upstream>, key: &[u8], prefer: Option<&str>) -> Plan {
         Plan {
             upstream: upstream.clone(),
             key: key.to_vec(),
-            prefer: None,
+            prefer: prefer.map(Into::into),
             ends: None,
             tries_left: upstream.settings.tries,
             tried: Vec::new(),
             begun: false,
             soonest: None,
         }
-    }
-
-    /// The server of this name goes first, whatever the key says and however much it holds: for clients
-    /// that carry the name of their server.
-    #[allow(dead_code)] // the affinity cookie's
-    pub fn prefer(mut self, server: &str) -> Plan {
-        self.prefer = Some(server.into());
-        self
     }
 
     /// For whom the connection will be, where servers are to know.

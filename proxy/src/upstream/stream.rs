@@ -48,7 +48,7 @@ impl From<TlsStream<Socket>> for ServerStream {
 
 impl ServerStream {
     /// Lets the kernel notice a server that vanished without a word.
-    pub fn watch_peer(&self) -> io::Result<()> {
+    pub fn watch_peer(&self, conf: &weir_conf::proxy::Proxy) -> io::Result<()> {
         let tcp = match self {
             ServerStream::Tcp(tcp) => tcp,
             ServerStream::Tls(tls) => match tls.stream.get_ref().0 {
@@ -57,7 +57,7 @@ impl ServerStream {
             },
             ServerStream::Unix(_) => return Ok(()),
         };
-        tunnel::watch_peer(tcp)
+        tunnel::watch_peer(tcp, conf)
     }
 }
 

@@ -23,7 +23,7 @@ fn built(conf: &Proxy) -> Arc<Upstream> {
 }
 
 fn first(upstream: &Arc<Upstream>, key: &str, now: Instant) -> Result<Attempt, Exhausted> {
-    let found = upstream.plan(key.as_bytes()).pick(now, &mut None);
+    let found = upstream.plan(key.as_bytes(), None).pick(now, &mut None);
     found.map(|attempt| attempt.expect("nobody waits here"))
 }
 
@@ -45,7 +45,7 @@ fn a_request_walks_on_past_failed_servers_and_comes_back() {
     let now = Instant::now();
     let at_home = home(&upstream, now).unwrap();
 
-    let mut plan = upstream.plan(b"key");
+    let mut plan = upstream.plan(b"key", None);
     let mut seen = Vec::new();
     while let Ok(Some(mut attempt)) = plan.pick(now, &mut None) {
         seen.push(attempt.name().clone());
@@ -126,11 +126,11 @@ fn open_connections_bound_the_load_until_they_end() {
         let mut attempt = first(&upstream, "the same for all", now).unwrap();
         attempt.succeed(now);
         held.push(attempt.into_permit().unwrap());
-        let most = upstream.servers().iter().map(|s| s.open).max().unwrap();
+        let most = upstream.status().iter().map(|s| s.open).max().unwrap();
         assert!(most as f64 <= (1.25 * f64::from(n) / 4.0).ceil().max(10.0), "{most} of {n}");
     }
     drop(held);
-    assert!(upstream.servers().iter().all(|s| s.open == 0));
+    assert!(upstream.status().iter().all(|s| s.open == 0));
 }
 
 #[test]
@@ -154,15 +154,15 @@ fn operators_drain_servers_and_a_reload_keeps_what_they_said() {
 
     let reloaded = Upstream::build("app", &with(Conf::of(names(4))), &metrics, Some(&upstream)).unwrap();
     drop(upstream);
-    let servers = reloaded.servers();
+    let servers = reloaded.status();
     let of = |name: &str| servers.iter().find(|s| *s.name == *name).unwrap();
     assert_eq!((of(&at_home).state, of(&at_home).open), (State::Down, 1));
     let open = servers.iter().filter(|s| s.breaker == weir_core::breaker::State::Open).count();
     assert_eq!((servers.len(), open), (4, 1));
     drop(permit);
     reloaded.set_state(&at_home, State::Up).unwrap();
-    assert_eq!(reloaded.servers().iter().map(|s| s.open).sum::<usize>(), 0);
-    assert!(reloaded.servers().iter().all(|s| s.state == State::Up));
+    assert_eq!(reloaded.status().iter().map(|s| s.open).sum::<usize>(), 0);
+    assert!(reloaded.status().iter().all(|s| s.state == State::Up));
 }
 
 #[test]
@@ -170,9 +170,9 @@ fn a_server_that_a_reload_brings_starts_slowly_and_those_before_do_not() {
     let slow = |n| with(Conf { slow_start: Duration::from_secs(3600), ..Conf::of(names(n)) });
     let metrics = Metrics::default();
     let before = Upstream::build("app", &slow(2), &metrics, None).unwrap();
-    assert!(before.servers().iter().all(|s| s.share == 1.0));
+    assert!(before.status().iter().all(|s| s.share == 1.0));
     let after = Upstream::build("app", &slow(3), &metrics, Some(&before)).unwrap();
-    let shares: Vec<_> = after.servers().into_iter().map(|s| s.share).collect();
+    let shares: Vec<_> = after.status().into_iter().map(|s| s.share).collect();
     assert_eq!(shares, [1.0, 1.0, 0.1]);
 }
 
@@ -192,8 +192,8 @@ async fn whatever_comes_and_goes_no_limit_is_passed_and_nobody_is_forgotten() {
                 for _ in 0..rng.random_range(0..50) {
                     tokio::task::yield_now().await;
                 }
-                let mut attempt = upstream.plan(&n.to_le_bytes()).next().await.unwrap();
-                for server in upstream.servers() {
+                let mut attempt = upstream.plan(&n.to_le_bytes(), None).next().await.unwrap();
+                for server in upstream.status() {
                     assert!(server.open <= 3 && server.handshakes <= 2, "seed {seed}: {server:?}");
                 }
                 tokio::time::sleep(Duration::from_millis(rng.random_range(0..20))).await;
@@ -220,7 +220,7 @@ async fn whatever_comes_and_goes_no_limit_is_passed_and_nobody_is_forgotten() {
         tokio::time::sleep(Duration::from_millis(1)).await;
         assert!(begun.elapsed() < Duration::from_secs(60), "seed {seed}: somebody waited in vain");
         assert!(upstream.desk.lock().queue.is_idle(), "seed {seed}");
-        assert!(upstream.servers().iter().all(|s| s.open == 0 && s.handshakes == 0), "seed {seed}");
+        assert!(upstream.status().iter().all(|s| s.open == 0 && s.handshakes == 0), "seed {seed}");
     }
 }
 
@@ -239,14 +239,14 @@ fn a_server_that_a_client_carries_the_name_of_goes_first() {
     let now = Instant::now();
     let at_home = home(&upstream, now).unwrap();
     for server in names(4) {
-        let mut plan = upstream.plan(b"key").prefer(&server);
+        let mut plan = upstream.plan(b"key", Some(&server));
         assert_eq!(**plan.pick(now, &mut None).unwrap().unwrap().name(), *server);
         upstream.set_state(&server, State::Draining).unwrap();
-        let mut plan = upstream.plan(b"key").prefer(&server);
+        let mut plan = upstream.plan(b"key", Some(&server));
         assert_ne!(**plan.pick(now, &mut None).unwrap().unwrap().name(), *server);
         upstream.set_state(&server, State::Up).unwrap();
     }
-    let mut plan = upstream.plan(b"key").prefer("10.9.9.9:1");
+    let mut plan = upstream.plan(b"key", Some("10.9.9.9:1"));
     assert_eq!(*plan.pick(now, &mut None).unwrap().unwrap().name(), at_home);
 }
 
@@ -278,7 +278,7 @@ fn retries_end_with_their_budget() {
     let now = Instant::now();
     let (mut tries, mut denied) = (0, 0);
     for _ in 0..1_000 {
-        let mut plan = upstream.plan(b"key");
+        let mut plan = upstream.plan(b"key", None);
         let end = loop {
             match plan.pick(now, &mut None) {
                 Ok(Some(mut attempt)) => attempt.fail(now, "refused"),
@@ -302,25 +302,25 @@ fn limited(change: impl FnOnce(&mut Conf)) -> Arc<Upstream> {
 #[tokio::test(start_paused = true)]
 async fn who_finds_all_servers_full_waits_in_order() {
     let upstream = limited(|_| {});
-    let held = upstream.plan(b"key").next().await.unwrap();
+    let held = upstream.plan(b"key", None).next().await.unwrap();
     let (tell, mut told) = tokio::sync::mpsc::unbounded_channel();
     let mut waiting = Vec::new();
     for n in 0..2 {
         let (upstream, tell) = (upstream.clone(), tell.clone());
         waiting.push(tokio::spawn(async move {
-            let attempt = upstream.plan(b"key").next().await;
+            let attempt = upstream.plan(b"key", None).next().await;
             tell.send(n).unwrap();
             attempt.map(|attempt| attempt.into_permit().unwrap())
         }));
         tokio::task::yield_now().await;
     }
-    assert_eq!(upstream.plan(b"key").next().await.err().unwrap().cause, "queue_full");
+    assert_eq!(upstream.plan(b"key", None).next().await.err().unwrap().cause, "queue_full");
     drop(held);
     assert_eq!(told.recv().await, Some(0));
     // Whoever comes now does not overtake the second.
     let late = tokio::spawn({
         let upstream = upstream.clone();
-        async move { upstream.plan(b"key").next().await.map(|_| ()) }
+        async move { upstream.plan(b"key", None).next().await.map(|_| ()) }
     });
     let first = waiting.remove(0).await.unwrap().unwrap();
     assert!(told.try_recv().is_err());
@@ -334,14 +334,14 @@ async fn who_finds_all_servers_full_waits_in_order() {
 #[tokio::test(start_paused = true)]
 async fn who_waits_too_long_is_told_and_who_leaves_is_forgotten() {
     let upstream = limited(|of| of.queue_timeout = Duration::from_secs(3));
-    let held = upstream.plan(b"key").next().await.unwrap();
+    let held = upstream.plan(b"key", None).next().await.unwrap();
     let begun = tokio::time::Instant::now();
-    let exhausted = upstream.plan(b"key").next().await.err().unwrap();
+    let exhausted = upstream.plan(b"key", None).next().await.err().unwrap();
     assert_eq!((exhausted.cause, begun.elapsed().as_secs()), ("queue_timeout", 3));
     assert!((1..=5).contains(&exhausted.retry_after.as_secs()));
     let gone = tokio::spawn({
         let upstream = upstream.clone();
-        async move { upstream.plan(b"key").next().await.map(|_| ()) }
+        async move { upstream.plan(b"key", None).next().await.map(|_| ()) }
     });
     tokio::task::yield_now().await;
     assert_eq!(upstream.desk.lock().queue.len(), 1);
@@ -349,14 +349,14 @@ async fn who_waits_too_long_is_told_and_who_leaves_is_forgotten() {
     assert!(gone.await.unwrap_err().is_cancelled());
     assert!(upstream.desk.lock().queue.is_idle());
     drop(held);
-    upstream.plan(b"key").next().await.unwrap();
+    upstream.plan(b"key", None).next().await.unwrap();
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_turn_that_is_not_taken_goes_to_the_next() {
     let upstream = limited(|_| {});
-    let held = upstream.plan(b"key").next().await.unwrap();
-    let (mut plan_a, mut plan_b) = (upstream.plan(b"a"), upstream.plan(b"b"));
+    let held = upstream.plan(b"key", None).next().await.unwrap();
+    let (mut plan_a, mut plan_b) = (upstream.plan(b"a", None), upstream.plan(b"b", None));
     let (mut a, mut b) = (Box::pin(plan_a.next()), Box::pin(plan_b.next()));
     for waits in [&mut a, &mut b] {
         tokio::select! {
@@ -377,12 +377,12 @@ async fn a_server_that_comes_back_takes_as_many_as_it_may() {
     upstream.set_state(&names[1], State::Draining).unwrap();
     let mut held = Vec::new();
     for _ in 0..3 {
-        held.push(upstream.plan(b"key").next().await.unwrap());
+        held.push(upstream.plan(b"key", None).next().await.unwrap());
     }
     let mut waiting = tokio::task::JoinSet::new();
     for _ in 0..5 {
         let upstream = upstream.clone();
-        waiting.spawn(async move { upstream.plan(b"key").next().await });
+        waiting.spawn(async move { upstream.plan(b"key", None).next().await });
     }
     tokio::task::yield_now().await;
     upstream.set_state(&names[1], State::Up).unwrap();
@@ -399,10 +399,10 @@ async fn a_server_set_up_again_calls_those_who_wait() {
     let upstream = limited(|of| *of = Conf { max_connections: 1, ..Conf::of(names(2)) });
     let names = names(2);
     upstream.set_state(&names[1], State::Draining).unwrap();
-    let held = upstream.plan(b"key").next().await.unwrap();
+    let held = upstream.plan(b"key", None).next().await.unwrap();
     let waits = tokio::spawn({
         let upstream = upstream.clone();
-        async move { upstream.plan(b"key").next().await.unwrap().name().clone() }
+        async move { upstream.plan(b"key", None).next().await.unwrap().name().clone() }
     });
     tokio::task::yield_now().await;
     upstream.set_state(&names[1], State::Up).unwrap();
@@ -413,11 +413,11 @@ async fn a_server_set_up_again_calls_those_who_wait() {
 #[tokio::test(start_paused = true)]
 async fn handshakes_are_paced_and_their_tunnels_are_not() {
     let upstream = limited(|of| (of.max_connections, of.max_handshakes) = (0, 2));
-    let a = upstream.plan(b"key").next().await.unwrap();
-    let mut b = upstream.plan(b"key").next().await.unwrap();
+    let a = upstream.plan(b"key", None).next().await.unwrap();
+    let mut b = upstream.plan(b"key", None).next().await.unwrap();
     let third = tokio::spawn({
         let upstream = upstream.clone();
-        async move { upstream.plan(b"key").next().await.map(|_| ()) }
+        async move { upstream.plan(b"key", None).next().await.map(|_| ()) }
     });
     tokio::task::yield_now().await;
     assert!(!third.is_finished());
@@ -431,17 +431,17 @@ async fn handshakes_are_paced_and_their_tunnels_are_not() {
 fn a_name_that_was_known_stays_when_a_lookup_fails_and_changes_when_it_does_not() {
     let conf = with(Conf::of(["localhost:3000"]));
     let upstream = built(&conf);
-    let before: Vec<_> = upstream.servers().into_iter().map(|s| s.name).collect();
+    let before: Vec<_> = upstream.status().into_iter().map(|s| s.name).collect();
     assert!(before.iter().all(|name| name.ends_with(":3000")) && !before.is_empty());
     let now = Instant::now();
     upstream.looked_up("localhost", Err(io::Error::other("no answer")), now);
-    assert_eq!(upstream.servers().into_iter().map(|s| s.name).collect::<Vec<_>>(), before);
+    assert_eq!(upstream.status().into_iter().map(|s| s.name).collect::<Vec<_>>(), before);
     assert_eq!(upstream.next_lookup(), now + conf.dns_min_ttl);
     upstream.set_state("localhost:3000", State::Draining).unwrap();
     let addrs = vec!["10.1.1.1".parse().unwrap(), "10.1.1.2".parse().unwrap()];
     upstream.looked_up("localhost", Ok(Found { addrs, until: now + Duration::from_secs(60) }), now);
     assert_eq!(upstream.next_lookup(), now + Duration::from_secs(60));
-    let after: Vec<_> = upstream.servers().into_iter().map(|s| (s.name.to_string(), s.state)).collect();
+    let after: Vec<_> = upstream.status().into_iter().map(|s| (s.name.to_string(), s.state)).collect();
     // What was said of the name holds for whatever it stands for.
     let drained = |addr: &str| (addr.to_owned(), State::Draining);
     assert_eq!(after, [drained("10.1.1.1:3000"), drained("10.1.1.2:3000")]);
