@@ -269,7 +269,6 @@ mod tests {
 
     #[test]
     fn a_changed_host_is_told_beside() {
-        let server = "10.0.0.1:80";
         for (host, trusted, expected) in [
             (HostHeader::Client, false, "host: a|x-forwarded-host: said|"),
             (HostHeader::Literal("b:1".into()), false, "host: b:1|x-forwarded-host: a|"),
@@ -280,7 +279,7 @@ mod tests {
             let mut head = request.body(()).unwrap().into_parts().0;
             set_host(&mut head, &host, trusted);
             let mut out = Vec::new();
-            write_request_to(server, &head, &mut out);
+            write_request_to("10.0.0.1:80", &head, &mut out);
             let text = String::from_utf8(out).unwrap().to_lowercase().replace("\r\n", "|");
             assert_eq!(text, format!("get / http/1.1|{expected}|"), "{host:?}");
         }

@@ -193,6 +193,24 @@ impl Control {
         Ok(Reloaded { opened, closed })
     }
 
+    /// The servers of each upstream, as they are now.
+    pub fn upstreams(&self) -> BTreeMap<String, Vec<ServerStatus>> {
+        let snapshot = self.0.service.snapshot.load();
+        snapshot.upstreams.iter().map(|(name, upstream)| (name.clone(), upstream.status())).collect()
+    }
+
+    /// `None`: there is no such upstream. Else the names of the servers that are meant; the tunnels of one
+    /// that is down stay until they are closed by whoever asks for this.
+    pub fn set_server(
+        &self,
+        upstream: &str,
+        server: &str,
+        state: ServerState,
+    ) -> Option<Result<Vec<Arc<str>>, UnknownServer>> {
+        let snapshot = self.0.service.snapshot.load();
+        Some(snapshot.upstreams.get(upstream)?.set_state(server, state))
+    }
+
     /// Client connections with something under way: tunnels, handshakes, requests.
     pub fn busy(&self) -> usize {
         self.0.service.drain.remaining()
@@ -208,24 +226,6 @@ impl Control {
         let conf = self.0.service.snapshot.load().conf.drain;
         let deadline = Instant::now() + conf.timeout;
         self.0.service.open.drain(&which, conf.rate.per_second, deadline).await
-    }
-
-    /// The servers of each upstream, as they are now.
-    pub fn upstreams(&self) -> BTreeMap<String, Vec<ServerStatus>> {
-        let snapshot = self.0.service.snapshot.load();
-        snapshot.upstreams.iter().map(|(name, upstream)| (name.clone(), upstream.servers())).collect()
-    }
-
-    /// `None`: there is no such upstream. Else the names of the servers that are meant; the tunnels of one
-    /// that is down stay until they are closed by whoever asks for this.
-    pub fn set_server(
-        &self,
-        upstream: &str,
-        server: &str,
-        state: ServerState,
-    ) -> Option<Result<Vec<Arc<str>>, UnknownServer>> {
-        let snapshot = self.0.service.snapshot.load();
-        Some(snapshot.upstreams.get(upstream)?.set_state(server, state))
     }
 
     /// A second handle of each listening socket, by the address in the conf.

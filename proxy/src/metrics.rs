@@ -42,6 +42,28 @@ pub struct UpstreamFailure {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct UpstreamLabels {
+    pub upstream: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct QueueOutcome {
+    pub upstream: String,
+    pub outcome: &'static str,
+}
+
+/// Seconds per server.
+#[derive(Clone)]
+pub struct PerServer(pub Family<ServerLabels, Histogram, fn() -> Histogram>);
+
+impl Default for PerServer {
+    fn default() -> PerServer {
+        // From 1 ms on, doubled: 1 ms to 8 s.
+        PerServer(Family::new_with_constructor(|| Histogram::new(exponential_buckets(0.001, 2.0, 14))))
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct RouteOutcome {
     pub route: String,
     pub outcome: &'static str,
@@ -76,28 +98,6 @@ impl Latency {
     pub fn of(&self, route: &str, upstream: &str) -> Histogram {
         let labels = RouteUpstream { route: route.into(), upstream: upstream.into() };
         self.0.get_or_create(&labels).clone()
-    }
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub struct UpstreamLabels {
-    pub upstream: String,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub struct QueueOutcome {
-    pub upstream: String,
-    pub outcome: &'static str,
-}
-
-/// Seconds per server.
-#[derive(Clone)]
-pub struct PerServer(pub Family<ServerLabels, Histogram, fn() -> Histogram>);
-
-impl Default for PerServer {
-    fn default() -> PerServer {
-        // From 1 ms on, doubled: 1 ms to 8 s.
-        PerServer(Family::new_with_constructor(|| Histogram::new(exponential_buckets(0.001, 2.0, 14))))
     }
 }
 

@@ -127,13 +127,26 @@ impl ProxyHttp for Plain {
         request: &mut RequestHeader,
         ctx: &mut Ctx,
     ) -> Result<()> {
+        if ctx.single {
+            request.insert_header("connection", "close")?;
+        }
         if let (Some(passage), Some(attempt)) = (&ctx.passage, &ctx.attempt)
             && passage.route.host_header == HostHeader::Upstream
         {
-            request.insert_header(HOST, attempt.host())?;
+            request.insert_header(HOST, attempt.server().entry.authority())?;
         }
-        if ctx.single {
-            request.insert_header("connection", "close")?;
+        Ok(())
+    }
+
+    /// A connection alone says little: the kernel takes it for a server that hangs.
+    async fn upstream_response_filter(
+        &self,
+        _: &mut Session,
+        response: &mut ResponseHeader,
+        ctx: &mut Ctx,
+    ) -> Result<()> {
+        if let Some(attempt) = &mut ctx.attempt {
+            attempt.judge(Instant::now(), Some(response.status.as_u16()));
         }
         Ok(())
     }
@@ -150,19 +163,6 @@ impl ProxyHttp for Plain {
         let max = ctx.passage.as_ref().map_or(0, |passage| passage.route.max_body_size);
         if max > 0 && ctx.sent > max {
             return Err(Error::new_in(ErrorType::HTTPStatus(413)));
-        }
-        Ok(())
-    }
-
-    /// A connection alone says little: the kernel takes it for a server that hangs.
-    async fn upstream_response_filter(
-        &self,
-        _: &mut Session,
-        response: &mut ResponseHeader,
-        ctx: &mut Ctx,
-    ) -> Result<()> {
-        if let Some(attempt) = &mut ctx.attempt {
-            attempt.judge(Instant::now(), Some(response.status.as_u16()));
         }
         Ok(())
     }
@@ -214,7 +214,7 @@ impl ProxyHttp for Plain {
             route.response_headers.apply(response, &access.vars());
         }
         if let (Some(issue), Some(attempt)) = (issue, &ctx.attempt)
-            && let Some(cookie) = issue.set_cookie(attempt.name(), SystemTime::now())
+            && let Some(cookie) = issue.set_cookie(&attempt.name().to_string(), SystemTime::now())
         {
             response.append_header(SET_COOKIE, cookie)?;
         }

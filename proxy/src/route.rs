@@ -147,7 +147,7 @@ impl Route {
 
     /// Which server, and how the next request of this client finds it again.
     pub fn pick(&self, known: &Known<'_>, upstream: &Upstream, now: SystemTime) -> (Pick, u32) {
-        let pick = self.key.pick(known, std::iter::once_with(|| upstream.names()).flatten(), now);
+        let pick = self.key.pick(known, upstream.servers(), now);
         let hash = key_hash(&pick.key);
         (pick, hash)
     }

@@ -47,7 +47,7 @@ pub struct Held {
     pub access: Access,
     pub conf: Arc<Conf>,
     /// Given back when the tunnel has ended.
-    pub permit: (Place, Option<AddressPlace>, Busy, Option<Permit>),
+    pub _permit: (Place, Option<AddressPlace>, Busy, Option<Permit>),
 }
 
 /// To be spawned as a task of its own (it relies on its waker staying the same), apart from the

@@ -129,11 +129,13 @@ impl Upstream {
     }
 
     /// The names of its servers.
-    pub fn names(&self) -> Vec<Arc<str>> {
-        self.set.load().servers.iter().map(|server| server.shared.name.clone()).collect()
+    pub fn servers(&self) -> impl Iterator<Item = String> + use<> {
+        let set = self.set.load_full();
+        (0..set.servers.len()).map(move |index| set.servers[index].shared.name.to_string())
     }
 
-    /// The way of one request through the servers: `prefer` first, if there is a server of this name.
+    /// The way of one request through the servers: `prefer` first, if there is a server of this name,
+    /// whatever the key says and however much it holds.
     pub fn plan(self: &Arc<Self>, key: &[u8], prefer: Option<&str>) -> Plan {
         Plan::new(self, key, prefer)
     }

@@ -42,7 +42,7 @@ pub struct Issue {
     pub client: [u8; 8],
     pub tls: bool,
     /// Only if it is this server.
-    pub only: Option<Arc<str>>,
+    pub only: Option<String>,
 }
 
 impl Issue {
@@ -87,11 +87,7 @@ impl Affinity {
     }
 
     /// Which of these the cookie names; `None`: it is away.
-    pub fn server_of(
-        &self,
-        cookie: &Cookie,
-        mut servers: impl Iterator<Item = Arc<str>>,
-    ) -> Option<Arc<str>> {
+    pub fn server_of(&self, cookie: &Cookie, mut servers: impl Iterator<Item = String>) -> Option<String> {
         let key = self.keys.get(cookie.key)?;
         servers.find(|server| self.server_id(key, server) == cookie.server)
     }
@@ -170,8 +166,8 @@ mod tests {
         set.to_str().unwrap().split(['=', ';']).nth(1).unwrap().to_owned()
     }
 
-    fn servers() -> impl Iterator<Item = Arc<str>> {
-        (1..4).map(|n| format!("10.0.0.{n}:80").into())
+    fn servers() -> impl Iterator<Item = String> {
+        (1..4).map(|n| format!("10.0.0.{n}:80"))
     }
 
     #[test]

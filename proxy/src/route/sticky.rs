@@ -6,7 +6,6 @@ use http::header::COOKIE;
 use http::request::Parts;
 use serde_json::{Map, Value};
 use std::net::IpAddr;
-use std::sync::Arc;
 use std::time::SystemTime;
 use weir_conf::proxy::{Pattern, Sticky};
 use weir_wire::hop::FORWARDED_PROTO;
@@ -15,7 +14,7 @@ pub enum Key {
     Of(Sticky),
     /// A group of this pattern.
     Group(Pattern, usize),
-    Affinity(Arc<Affinity>),
+    Affinity(std::sync::Arc<Affinity>),
 }
 
 /// What there is to make a key of.
@@ -32,7 +31,7 @@ pub struct Known<'a> {
 pub struct Pick {
     pub key: Vec<u8>,
     /// The server that the client's cookie names, if it is there.
-    pub prefer: Option<Arc<str>>,
+    pub prefer: Option<String>,
     /// A cookie that the answer is to bring.
     pub issue: Option<Issue>,
 }
@@ -40,7 +39,7 @@ pub struct Pick {
 impl Key {
     /// A request without the key that the route asks for is spread by its address, so that it still
     /// comes back to the same server.
-    pub fn pick(&self, known: &Known<'_>, servers: impl Iterator<Item = Arc<str>>, now: SystemTime) -> Pick {
+    pub fn pick(&self, known: &Known<'_>, servers: impl Iterator<Item = String>, now: SystemTime) -> Pick {
         let key = match self {
             Key::Affinity(affinity) => return by_cookie(affinity, known, servers, now),
             Key::Of(sticky) => from_request(sticky, known),
@@ -74,9 +73,9 @@ fn from_request(sticky: &Sticky, known: &Known<'_>) -> Option<Vec<u8>> {
 /// The server of the client's cookie; else any, and the answer tells the client which it was. Each
 /// client has a key of its own, so that those of an absent server are spread over all others.
 fn by_cookie(
-    affinity: &Arc<Affinity>,
+    affinity: &std::sync::Arc<Affinity>,
     known: &Known<'_>,
-    servers: impl Iterator<Item = Arc<str>>,
+    servers: impl Iterator<Item = String>,
     now: SystemTime,
 ) -> Pick {
     let tls = known.head.headers.get(FORWARDED_PROTO).is_some_and(|proto| proto == "https");

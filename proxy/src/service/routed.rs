@@ -73,18 +73,9 @@ impl Service {
         if asking.websocket {
             return self.handshake(snapshot, route, target, pick, asking).await;
         }
-        let Asking {
-            client,
-            places,
-            own_address,
-            busy: _until_answered,
-            head,
-            from,
-            access,
-            wants_close,
-            ..
-        } = asking;
-        let plan = upstream.plan(&pick.key, pick.prefer.as_deref()).on_behalf_of(from.ends);
+        let plan = upstream.plan(&pick.key, pick.prefer.as_deref()).on_behalf_of(asking.from.ends);
+        let Asking { client, places, own_address, busy: _until_answered, head, access, wants_close, .. } =
+            asking;
         let passage = Passage { plan, access, route: route.clone(), issue: pick.issue };
         self.plain(client, (places, own_address), head, passage, wants_close, shutdown).await
     }
@@ -105,14 +96,17 @@ impl Service {
             }
             Target::Upstream(upstream) => upstream,
         };
-        let Asking { mut client, places, own_address, busy, head, from, mut access, .. } = asking;
-        let mut plan = upstream.plan(&pick.key, pick.prefer.as_deref()).on_behalf_of(from.ends);
-        let greeted = greet::greet(&mut plan, &head.parts, route.deadlines, &mut access, client.gone()).await;
-        if let Greeted::Accepted(_, server, ..) = &greeted {
+        let mut plan = upstream.plan(&pick.key, pick.prefer.as_deref()).on_behalf_of(asking.from.ends);
+        let Asking { mut client, places, own_address, busy, head, mut access, .. } = asking;
+        let deadlines = route.deadlines;
+        let mut greeted = greet::greet(&mut plan, &head.parts, deadlines, &mut access, client.gone()).await;
+        let mut at_server = None;
+        if let Greeted::Accepted(_, server, _, permit) = &mut greeted {
+            at_server = permit.take();
             let _unsupported_matters_not = server.watch_peer(&snapshot.conf);
         }
-        let permit = (places.place, places.address.or(own_address), busy, None);
-        let held = Held { access, conf: route.tunnel.clone(), permit };
+        let permit = (places.place, places.address.or(own_address), busy, at_server);
+        let held = Held { access, conf: route.tunnel.clone(), _permit: permit };
         self.tunnel(client, greeted, route, pick.issue, held).await
     }
 
@@ -139,7 +133,7 @@ impl Service {
         greeted: Greeted,
         route: &Route,
         issue: Option<Issue>,
-        mut held: Held,
+        held: Held,
     ) -> Next {
         match greeted {
             Greeted::Failed { status, retry_after, cause } => {
@@ -160,8 +154,7 @@ impl Service {
                 held.access.log("websocket", End { status, bytes: None, cause: "refused_by_server" });
                 Next::Done
             }
-            Greeted::Accepted(mut headers, server, from_server, permit) => {
-                held.permit.3 = permit;
+            Greeted::Accepted(mut headers, server, from_server, _) => {
                 let (mut tcp, from_client) = client.into_parts();
                 forward::rewrite_response(&mut headers);
                 dress(&mut headers, route, issue, &held.access);
@@ -176,8 +169,8 @@ impl Service {
                 }
                 self.outcome(&held.access, "accepted");
                 self.latency(&held.access).observe(held.access.started.elapsed().as_secs_f64());
-                let name = |name: &Option<Arc<str>>| name.clone().unwrap_or_default();
-                let seat = self.open.enter(name(&held.access.upstream), name(&held.access.server));
+                let text = |name: &Option<Arc<str>>| name.clone().unwrap_or_default();
+                let seat = self.open.enter(text(&held.access.upstream), text(&held.access.server));
                 // A task of its own: the memory of this one, sized for Pingora's path, is free again.
                 tokio::spawn(Tunnel::new((tcp, from_client), (server, from_server), seat, held));
                 Next::Done

@@ -96,7 +96,7 @@ async fn handshake(
     let failed = |status, cause| Greeted::Failed { status, retry_after: None, cause };
     let exchange = async {
         let mut request = Vec::with_capacity(1024);
-        forward::write_request_to(attempt.host(), head, &mut request);
+        forward::write_request_to(attempt.server().entry.authority(), head, &mut request);
         server.write_all(&request).await.map_err(|_| ReadError::Closed)?;
         server.flush().await.map_err(|_| ReadError::Closed)?;
         answer::read(&mut server).await

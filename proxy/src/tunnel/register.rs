@@ -31,8 +31,6 @@ pub struct Open {
     /// By their order of coming.
     seats: Mutex<BTreeMap<u64, Arc<Place>>>,
     next: AtomicU64,
-    /// What everybody was told, and who comes later is.
-    all_told: AtomicU8,
     pub metrics: Metrics,
 }
 
@@ -74,22 +72,13 @@ impl Which {
 
 impl Open {
     pub fn new(metrics: Metrics) -> Arc<Open> {
-        Arc::new(Open {
-            seats: Mutex::default(),
-            next: AtomicU64::new(0),
-            all_told: AtomicU8::new(0),
-            metrics,
-        })
+        Arc::new(Open { seats: Mutex::default(), next: AtomicU64::new(0), metrics })
     }
 
     pub fn enter(self: &Arc<Open>, upstream: Arc<str>, server: Arc<str>) -> Seat {
         let place = Place { upstream, server, told: AtomicU8::new(0), waker: Mutex::new(None) };
         let (place, number) = (Arc::new(place), self.next.fetch_add(1, Relaxed));
-        let mut seats = self.seats();
-        // Told under the same lock: a handshake that was under way then is told here.
-        place.told.store(self.all_told.load(Relaxed), Relaxed);
-        seats.insert(number, place.clone());
-        drop(seats);
+        self.seats().insert(number, place.clone());
         self.metrics.tunnels.inc();
         Seat { open: self.clone(), number, place }
     }
@@ -102,12 +91,8 @@ impl Open {
         }
     }
 
-    /// Tells all of them at once; and with `Which::All` whoever comes later, too: it is the end.
+    /// Tells all of them at once.
     pub fn tell(&self, which: &Which, told: Told) -> usize {
-        if *which == Which::All {
-            let _as_one_step_with_who_enters = self.seats();
-            self.all_told.store(told as u8, Relaxed);
-        }
         let places = self.untold(which, told);
         places.iter().for_each(|place| place.tell(told));
         places.len()

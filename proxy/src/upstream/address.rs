@@ -47,6 +47,14 @@ impl Entry {
         Some(Entry { text: text.into(), weight: server.weight, place })
     }
 
+    /// What `Host` says where a server is to be asked as itself.
+    pub fn authority(&self) -> &str {
+        match &self.place {
+            Place::At(Address::Unix(_)) => "localhost",
+            _ => &self.text,
+        }
+    }
+
     /// The host that it names, for TLS.
     pub fn host(&self) -> Option<String> {
         match &self.place {

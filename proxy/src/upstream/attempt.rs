@@ -89,14 +89,6 @@ impl Attempt {
         &self.server.shared.name
     }
 
-    /// The server's own `Host`, as the conf names it.
-    pub fn host(&self) -> &str {
-        match self.server.entry.text.starts_with("unix:") {
-            true => "localhost",
-            false => &self.server.entry.text,
-        }
-    }
-
     pub fn server(&self) -> &Arc<Server> {
         &self.server
     }

@@ -5,7 +5,7 @@
 //! *their* orders, and has them back when it returns. The order is walked
 //!
 //! - past servers that hold more than `load_factor` times their fair share (consistent hashing with
-//!   bounded loads, Mirrokni, Thorup and Zadimoghaddam, 2017);
+//!   bounded loads, Mirrokni, Thorup and Zadimoghaddam, 2017), once that is more than a handful;
 //! - past a server that starts slowly, for as many of its keys as its share says; which ones is the
 //!   key's own matter, so a client that has come back to it stays.
 //!
@@ -113,9 +113,9 @@ impl Balance {
     }
 }
 
-/// So many a server may hold whatever its share: a handful of clients is no load, and moving one of them
-/// would part it from its session.
-const FEW: f64 = 10.0;
+/// What any server may hold. Among so few, uneven is not overloaded; and the second connection of a client
+/// whose first is still open (two tabs, long polling that becomes a WebSocket) must go where that one is.
+const HANDFUL: f64 = 10.0;
 
 /// How much a server may hold.
 struct Bound {
@@ -133,7 +133,7 @@ impl Bound {
     }
 
     fn is_reached(&self, server: &Candidate) -> bool {
-        self.per_weight.is_some_and(|each| server.open as f64 >= (each * server.weight()).ceil().max(FEW))
+        self.per_weight.is_some_and(|each| server.open as f64 >= (each * server.weight()).ceil().max(HANDFUL))
     }
 }
 

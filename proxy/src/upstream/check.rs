@@ -84,11 +84,7 @@ async fn check(server: &Server, health: &Health, header: bool) -> Result<(), &'s
         ),
         Check::Tcp | Check::Http => "Connection: close\r\n".to_owned(),
     };
-    let host = match (&health.host, server.entry.host()) {
-        (Some(host), _) => host.clone(),
-        (None, Some(_)) => server.entry.text.to_string(),
-        (None, None) => "localhost".to_owned(),
-    };
+    let host = health.host.as_deref().unwrap_or_else(|| server.entry.authority());
     let request = format!(
         "GET {} HTTP/1.1\r\nHost: {host}\r\nUser-Agent: weir-health-check\r\n{more}\r\n",
         health.path

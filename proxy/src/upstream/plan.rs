@@ -41,8 +41,6 @@ pub struct Exhausted {
 }
 
 impl Plan {
-    /// `prefer`: the server of this name goes first, whatever the key says and however much it holds: for
-    /// clients that carry the name of their server.
     pub fn new(upstream: &Arc<Upstream>, key: &[u8], prefer: Option<&str>) -> Plan {
         Plan {
             upstream: upstream.clone(),

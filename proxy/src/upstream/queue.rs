@@ -1,8 +1,10 @@
 //! Who waits for a server below its limits: first come, first served, bounded. Pure, but for the
 //! channel that calls a waiter.
 //!
-//! A waiter that is called takes its turn: it tries, and either it has what it waited for, or it goes
-//! back to the front. As long as anybody waits or has its turn, whoever comes lines up at the end.
+//! A waiter that is called takes its turn: it tries, and either it has what it waited for, and the next
+//! one is called, or it goes back to the front. One at a time has its turn, so nobody is overtaken; what is
+//! given back meanwhile is seen by it or by the next. As long as anybody waits or has its turn, whoever
+//! comes lines up at the end.
 
 use std::collections::VecDeque;
 use tokio::sync::oneshot;
@@ -10,8 +12,8 @@ use tokio::sync::oneshot;
 #[derive(Debug, Default)]
 pub struct Queue {
     waiting: VecDeque<(u64, oneshot::Sender<()>)>,
-    /// Called, and not yet done.
-    turns: usize,
+    /// Somebody was called, and is not done yet.
+    turn: bool,
     next: u64,
 }
 
@@ -21,7 +23,7 @@ pub struct Full;
 
 impl Queue {
     pub fn is_idle(&self) -> bool {
-        self.waiting.is_empty() && self.turns == 0
+        self.waiting.is_empty() && !self.turn
     }
 
     pub fn len(&self) -> usize {
@@ -43,18 +45,17 @@ impl Queue {
     /// Back to the front, after a turn in which nothing was to be had.
     pub fn rejoin(&mut self, id: u64) -> oneshot::Receiver<()> {
         let (call, called) = oneshot::channel();
-        self.turns = self.turns.saturating_sub(1);
+        self.turn = false;
         self.waiting.push_front((id, call));
         called
     }
 
-    /// The turn of the first who still waits.
+    /// The turn of the first who still waits, unless somebody has it.
     pub fn call(&mut self) {
-        while let Some((_, call)) = self.waiting.pop_front() {
-            if call.send(()).is_ok() {
-                self.turns += 1;
-                return;
-            }
+        while !self.turn
+            && let Some((_, call)) = self.waiting.pop_front()
+        {
+            self.turn = call.send(()).is_ok();
         }
     }
 
@@ -64,7 +65,7 @@ impl Queue {
         self.waiting.retain(|(waiter, _)| *waiter != id);
         let had_turn = self.waiting.len() == before;
         if had_turn {
-            self.turns = self.turns.saturating_sub(1);
+            self.turn = false;
         }
         had_turn
     }
@@ -85,7 +86,8 @@ mod tests {
         let (b, mut b_called) = queue.join(2).unwrap();
         assert_eq!(queue.join(2).unwrap_err(), Full);
         queue.call();
-        assert!(is_called(&mut a_called) && !is_called(&mut b_called));
+        queue.call();
+        assert!(is_called(&mut a_called) && !is_called(&mut b_called), "one at a time");
         // Nothing was to be had: still before the other.
         let mut a_called = queue.rejoin(a);
         queue.call();

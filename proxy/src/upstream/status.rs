@@ -35,7 +35,7 @@ pub struct UnknownServer {
 }
 
 impl Upstream {
-    pub fn servers(&self) -> Vec<ServerStatus> {
+    pub fn status(&self) -> Vec<ServerStatus> {
         let (now, set) = (Instant::now(), self.set.load());
         let inner = self.desk.lock();
         let one = |server: &Arc<super::Server>| {

@@ -126,11 +126,11 @@ fn open_connections_bound_the_load_until_they_end() {
         let mut attempt = first(&upstream, "the same for all", now).unwrap();
         attempt.succeed(now);
         held.push(attempt.into_permit().unwrap());
-        let most = upstream.servers().iter().map(|s| s.open).max().unwrap();
+        let most = upstream.status().iter().map(|s| s.open).max().unwrap();
         assert!(most as f64 <= (1.25 * f64::from(n) / 4.0).ceil().max(10.0), "{most} of {n}");
     }
     drop(held);
-    assert!(upstream.servers().iter().all(|s| s.open == 0));
+    assert!(upstream.status().iter().all(|s| s.open == 0));
 }
 
 #[test]
@@ -154,15 +154,15 @@ fn operators_drain_servers_and_a_reload_keeps_what_they_said() {
 
     let reloaded = Upstream::build("app", &with(Conf::of(names(4))), &metrics, Some(&upstream)).unwrap();
     drop(upstream);
-    let servers = reloaded.servers();
+    let servers = reloaded.status();
     let of = |name: &str| servers.iter().find(|s| *s.name == *name).unwrap();
     assert_eq!((of(&at_home).state, of(&at_home).open), (State::Down, 1));
     let open = servers.iter().filter(|s| s.breaker == weir_core::breaker::State::Open).count();
     assert_eq!((servers.len(), open), (4, 1));
     drop(permit);
     reloaded.set_state(&at_home, State::Up).unwrap();
-    assert_eq!(reloaded.servers().iter().map(|s| s.open).sum::<usize>(), 0);
-    assert!(reloaded.servers().iter().all(|s| s.state == State::Up));
+    assert_eq!(reloaded.status().iter().map(|s| s.open).sum::<usize>(), 0);
+    assert!(reloaded.status().iter().all(|s| s.state == State::Up));
 }
 
 #[test]
@@ -170,9 +170,9 @@ fn a_server_that_a_reload_brings_starts_slowly_and_those_before_do_not() {
     let slow = |n| with(Conf { slow_start: Duration::from_secs(3600), ..Conf::of(names(n)) });
     let metrics = Metrics::default();
     let before = Upstream::build("app", &slow(2), &metrics, None).unwrap();
-    assert!(before.servers().iter().all(|s| s.share == 1.0));
+    assert!(before.status().iter().all(|s| s.share == 1.0));
     let after = Upstream::build("app", &slow(3), &metrics, Some(&before)).unwrap();
-    let shares: Vec<_> = after.servers().into_iter().map(|s| s.share).collect();
+    let shares: Vec<_> = after.status().into_iter().map(|s| s.share).collect();
     assert_eq!(shares, [1.0, 1.0, 0.1]);
 }
 
@@ -193,7 +193,7 @@ async fn whatever_comes_and_goes_no_limit_is_passed_and_nobody_is_forgotten() {
                     tokio::task::yield_now().await;
                 }
                 let mut attempt = upstream.plan(&n.to_le_bytes(), None).next().await.unwrap();
-                for server in upstream.servers() {
+                for server in upstream.status() {
                     assert!(server.open <= 3 && server.handshakes <= 2, "seed {seed}: {server:?}");
                 }
                 tokio::time::sleep(Duration::from_millis(rng.random_range(0..20))).await;
@@ -220,7 +220,7 @@ async fn whatever_comes_and_goes_no_limit_is_passed_and_nobody_is_forgotten() {
         tokio::time::sleep(Duration::from_millis(1)).await;
         assert!(begun.elapsed() < Duration::from_secs(60), "seed {seed}: somebody waited in vain");
         assert!(upstream.desk.lock().queue.is_idle(), "seed {seed}");
-        assert!(upstream.servers().iter().all(|s| s.open == 0 && s.handshakes == 0), "seed {seed}");
+        assert!(upstream.status().iter().all(|s| s.open == 0 && s.handshakes == 0), "seed {seed}");
     }
 }
 
@@ -353,6 +353,48 @@ async fn who_waits_too_long_is_told_and_who_leaves_is_forgotten() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_turn_that_is_not_taken_goes_to_the_next() {
+    let upstream = limited(|_| {});
+    let held = upstream.plan(b"key", None).next().await.unwrap();
+    let (mut plan_a, mut plan_b) = (upstream.plan(b"a", None), upstream.plan(b"b", None));
+    let (mut a, mut b) = (Box::pin(plan_a.next()), Box::pin(plan_b.next()));
+    for waits in [&mut a, &mut b] {
+        tokio::select! {
+            biased;
+            _ = waits => panic!("there was no place"),
+            () = tokio::task::yield_now() => {}
+        }
+    }
+    drop(held);
+    drop(a); // called, and gone before it noticed
+    tokio::time::timeout(Duration::from_secs(1), b).await.unwrap().unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_server_that_comes_back_takes_as_many_as_it_may() {
+    let upstream = limited(|of| *of = Conf { max_connections: 3, ..Conf::of(names(2)) });
+    let names = names(2);
+    upstream.set_state(&names[1], State::Draining).unwrap();
+    let mut held = Vec::new();
+    for _ in 0..3 {
+        held.push(upstream.plan(b"key", None).next().await.unwrap());
+    }
+    let mut waiting = tokio::task::JoinSet::new();
+    for _ in 0..5 {
+        let upstream = upstream.clone();
+        waiting.spawn(async move { upstream.plan(b"key", None).next().await });
+    }
+    tokio::task::yield_now().await;
+    upstream.set_state(&names[1], State::Up).unwrap();
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let mut served = Vec::new();
+    while let Some(done) = waiting.try_join_next() {
+        served.push(done.unwrap().unwrap());
+    }
+    assert!(served.len() == 3 && served.iter().all(|attempt| **attempt.name() == *names[1]));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_server_set_up_again_calls_those_who_wait() {
     let upstream = limited(|of| *of = Conf { max_connections: 1, ..Conf::of(names(2)) });
     let names = names(2);
@@ -389,17 +431,17 @@ async fn handshakes_are_paced_and_their_tunnels_are_not() {
 fn a_name_that_was_known_stays_when_a_lookup_fails_and_changes_when_it_does_not() {
     let conf = with(Conf::of(["localhost:3000"]));
     let upstream = built(&conf);
-    let before: Vec<_> = upstream.servers().into_iter().map(|s| s.name).collect();
+    let before: Vec<_> = upstream.status().into_iter().map(|s| s.name).collect();
     assert!(before.iter().all(|name| name.ends_with(":3000")) && !before.is_empty());
     let now = Instant::now();
     upstream.looked_up("localhost", Err(io::Error::other("no answer")), now);
-    assert_eq!(upstream.servers().into_iter().map(|s| s.name).collect::<Vec<_>>(), before);
+    assert_eq!(upstream.status().into_iter().map(|s| s.name).collect::<Vec<_>>(), before);
     assert_eq!(upstream.next_lookup(), now + conf.dns_min_ttl);
     upstream.set_state("localhost:3000", State::Draining).unwrap();
     let addrs = vec!["10.1.1.1".parse().unwrap(), "10.1.1.2".parse().unwrap()];
     upstream.looked_up("localhost", Ok(Found { addrs, until: now + Duration::from_secs(60) }), now);
     assert_eq!(upstream.next_lookup(), now + Duration::from_secs(60));
-    let after: Vec<_> = upstream.servers().into_iter().map(|s| (s.name.to_string(), s.state)).collect();
+    let after: Vec<_> = upstream.status().into_iter().map(|s| (s.name.to_string(), s.state)).collect();
     // What was said of the name holds for whatever it stands for.
     let drained = |addr: &str| (addr.to_owned(), State::Draining);
     assert_eq!(after, [drained("10.1.1.1:3000"), drained("10.1.1.2:3000")]);

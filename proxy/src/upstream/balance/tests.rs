@@ -44,7 +44,7 @@ fn skewed_keys_put_no_server_over_its_bound() {
         for n in 1..=10_000 {
             open(&balance, &mut servers, &key(), 1.25);
             let most = servers.iter().map(|s| s.open).max().unwrap();
-            let bound = (1.25 * f64::from(n) / 8.0).ceil().max(10.0);
+            let bound = (1.25 * f64::from(n) / 8.0).ceil().max(HANDFUL);
             assert!(most as f64 <= bound, "seed {seed}, {way:?}: {most} of {n} on one server, bound {bound}");
         }
         let mut unbounded = candidates(&[1; 8]);
@@ -53,6 +53,16 @@ fn skewed_keys_put_no_server_over_its_bound() {
         });
         let most = unbounded.iter().map(|s| s.open).max().unwrap();
         assert!(most > 1_700, "seed {seed}, {way:?}: the keys were not skewed: {most}");
+    }
+}
+
+#[test]
+fn a_handful_of_one_key_stays_together() {
+    for way in KEYED {
+        let (balance, mut servers) = (balance(way, &[1; 4]), candidates(&[1; 4]));
+        let home = open(&balance, &mut servers, "somebody", 1.25);
+        (1..10).for_each(|n| assert_eq!(open(&balance, &mut servers, "somebody", 1.25), home, "{n}"));
+        assert_ne!(open(&balance, &mut servers, "somebody", 1.25), home);
     }
 }
 
