@@ -371,3 +371,18 @@ pub fn watch_peer<'s>(
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::net::TcpStream;
+
+    /// There are thousands of them; the figure in the docs hangs on this.
+    #[test]
+    fn an_idle_tunnel_is_small() {
+        let size = size_of::<Tunnel<TcpStream, TcpStream>>();
+        assert!(size <= 576, "{size} bytes");
+        let idle = Way::new(Sender::Server, bytes::BytesMut::with_capacity(4096).freeze());
+        assert_eq!(idle.held(), 0, "it holds the buffer that was read ahead into");
+    }
+}
