@@ -6,6 +6,8 @@
 mod listeners;
 mod node;
 mod proxy;
+mod reach;
+mod route;
 
 use crate::Config;
 use crate::error::{Mistake, Place};

@@ -1,7 +1,8 @@
 //! The access log: one line at the end of each request and each tunnel. No query strings, no
 //! headers, no payload.
 
-use crate::route;
+use crate::route::edit::Vars;
+use crate::route::{self, Route};
 use http::request::Parts;
 use std::fmt::Write;
 use std::net::{IpAddr, SocketAddr};
@@ -19,7 +20,13 @@ pub struct Access {
     client: IpAddr,
     host: Box<str>,
     path: Box<str>,
-    started: Instant,
+    /// When its head was read.
+    pub started: Instant,
+    pub route: Option<Arc<str>>,
+    /// Of the sticky key: joins the lines of one key without showing it.
+    pub key: Option<u32>,
+    /// The route wants no line.
+    quiet: bool,
     pub upstream: Option<Arc<str>>,
     pub server: Option<SocketAddr>,
 }
@@ -57,12 +64,27 @@ impl Access {
             host: route::host(&head.headers).into(),
             path: printable(head.uri.path()),
             started: Instant::now(),
+            route: None,
+            key: None,
+            quiet: false,
             upstream: None,
             server: None,
         }
     }
 
+    pub fn found(&mut self, route: &Route) {
+        self.route = Some(route.name.clone());
+        self.quiet = !route.access_log;
+    }
+
+    pub fn vars(&self) -> Vars {
+        Vars { client: self.client, host: self.host.clone(), conn: self.conn.clone() }
+    }
+
     pub fn log(&self, kind: &'static str, end: End) {
+        if self.quiet {
+            return;
+        }
         let (up, down) = end.bytes.unzip();
         info!(
             target: "weir_proxy::access",
@@ -71,6 +93,8 @@ impl Access {
             kind,
             host = &*self.host,
             path = &*self.path,
+            route = self.route.as_deref(),
+            key = self.key.map(|key| tracing::field::display(format!("{key:08x}"))),
             upstream = self.upstream.as_deref(),
             server = self.server.map(tracing::field::display),
             status = end.status,
@@ -80,10 +104,11 @@ impl Access {
             cause = end.cause,
         );
     }
-}
 
-impl Access {
     pub fn log_tunnel(&self, end: &TunnelEnd) {
+        if self.quiet {
+            return;
+        }
         info!(
             target: "weir_proxy::access",
             conn = %self.conn,
@@ -91,6 +116,8 @@ impl Access {
             kind = "tunnel",
             host = &*self.host,
             path = &*self.path,
+            route = self.route.as_deref(),
+            key = self.key.map(|key| tracing::field::display(format!("{key:08x}"))),
             upstream = self.upstream.as_deref(),
             server = self.server.map(tracing::field::display),
             status = 101,
@@ -104,6 +131,12 @@ impl Access {
             cause = end.cause,
         );
     }
+}
+
+/// Short, and the same in every process, so that lines of one key can be joined.
+pub fn key_hash(key: &[u8]) -> u32 {
+    let digest = ring::digest::digest(&ring::digest::SHA256, key);
+    digest.as_ref().iter().take(4).fold(0, |hash, b| (hash << 8) | u32::from(*b))
 }
 
 /// No text of a client's can forge a line or recolour a terminal.
@@ -128,5 +161,10 @@ mod tests {
     fn a_path_is_one_printable_word() {
         assert_eq!(&*printable("/a\n\u{1b}[31m b"), "/a\\n\\u{1b}[31m\\u{20}b");
         assert_eq!(printable(&"x".repeat(5000)).len(), MAX_PATH);
+    }
+
+    #[test]
+    fn a_key_has_one_hash_for_good() {
+        assert_eq!(key_hash(b"abc"), 0xba78_16bf, "SHA-256 of abc begins with it");
     }
 }

@@ -2,6 +2,8 @@
 //! handed to the node of this process, and anything else goes through Pingora's `HttpProxy`,
 //! after which the connection may bring its next request.
 
+mod routed;
+
 use crate::access::{Access, End};
 use crate::admit::{AddressPlace, Place, Refused};
 use crate::answer;
@@ -9,26 +11,20 @@ use crate::client::Client;
 use crate::client_addr::Trusted;
 use crate::forward::{self, Origin};
 use crate::front::head::{self, Bad, Head};
-use crate::front::upgrade::is_websocket;
-use crate::local::{H1Exchange, LogAtEnd, Status};
+use crate::front::upgrade::{is_websocket, tokens};
 use crate::metrics::Metrics;
-use crate::plain::{self, Passage, Plain};
-use crate::route::{Target, sticky_key};
+use crate::plain::Plain;
 use crate::snapshot::Snapshot;
-use crate::tunnel::greet::{self, Greeted};
 use crate::tunnel::register::Open;
-use crate::tunnel::{self, Held, Tunnel};
 use arc_swap::ArcSwap;
-use pingora_core::apps::HttpServerApp;
-use pingora_core::protocols::http::ServerSession;
 use pingora_core::server::ShutdownWatch;
 use pingora_proxy::HttpProxy;
+use routed::Asking;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::timeout;
-use weir_core::accept::{Acceptor, Request};
-use weir_core::drain::{Busy, Drain};
+use weir_core::drain::Drain;
 use weir_wire::hop::REQUEST_ID;
 use weir_wire::id::ConnId;
 
@@ -127,7 +123,7 @@ impl Service {
     ) -> Next {
         // From here on, and not only once there is a tunnel: a drain waits for handshakes too.
         let busy = self.drain.busy();
-        let mut access = Access::new(&head.parts, from.conn.clone(), from.client);
+        let access = Access::new(&head.parts, from.conn.clone(), from.client);
         let websocket = match is_websocket(&head) {
             Ok(websocket) => websocket,
             Err(bad) => {
@@ -142,40 +138,14 @@ impl Service {
                 return Next::Done;
             }
         };
-        let Some(route) = snapshot.routes.find(&head.parts) else {
-            if websocket {
-                self.metrics.handshake("no_route");
-            }
-            return self.answer(client, &access, 404, None, "no_route").await;
-        };
-        let wants_close = crate::front::upgrade::tokens(&head.parts.headers, http::header::CONNECTION)
-            .any(|t| t.eq_ignore_ascii_case("close"));
-        let origin = Origin { client: from.client, conn: &from.conn, trusted: from.trusted };
+        let wants_close =
+            tokens(&head.parts.headers, http::header::CONNECTION).any(|t| t.eq_ignore_ascii_case("close"));
+        // Before the routes: they look at headers as servers get them.
+        let forwarded = snapshot.conf.forwarded;
+        let origin = Origin { client: from.client, conn: &from.conn, trusted: from.trusted, forwarded };
         forward::rewrite(&mut head.parts.headers, &origin);
-        let upstream = route.target.upstream();
-        access.upstream = Some(upstream.name.clone());
-        if !websocket {
-            let plan = upstream.plan(&sticky_key(&route.sticky, &head.parts, from.client));
-            let passage = Passage { plan, access, deadlines: snapshot.deadlines() };
-            return self.plain(client, (places, own_address), head, passage, wants_close, shutdown).await;
-        }
-        forward::mark_upgrade(&mut head.parts.headers);
-        match &route.target {
-            Target::Node { acceptor, .. } => {
-                self.hand_over(acceptor, client, head.parts, from, access, (places, own_address, busy));
-                Next::Done
-            }
-            Target::Upstream(upstream) => {
-                let mut plan = upstream.plan(&sticky_key(&route.sticky, &head.parts, from.client));
-                let greeted = greet::greet(&mut plan, &head.parts, snapshot.deadlines(), &mut access).await;
-                if let Greeted::Accepted(_, server, _) = &greeted {
-                    let _unsupported_matters_not = tunnel::watch_peer(server, &snapshot.conf);
-                }
-                let permit = (places.place, places.address.or(own_address), busy);
-                let held = Held { access, conf: route.tunnel.clone(), _permit: permit };
-                self.tunnel(client, greeted, held).await
-            }
-        }
+        let asking = Asking { client, places, own_address, busy, head, from, access, websocket, wants_close };
+        self.routed(snapshot, asking, shutdown).await
     }
 
     /// A handshake by its rate; behind a trusted peer the client's own address by its connections, too.
@@ -191,81 +161,6 @@ impl Service {
         }
         let admitted = address.and_then(|address| snapshot.admit.handshake(from.client).map(|()| address));
         admitted.inspect_err(|refused| self.metrics.handshake(refused.cause()))
-    }
-
-    /// To the node of this process, which has the connection from here on.
-    fn hand_over(
-        &self,
-        node: &Arc<dyn Acceptor>,
-        client: Client,
-        head: http::request::Parts,
-        from: From,
-        access: Access,
-        held: (Places, Option<AddressPlace>, Busy),
-    ) {
-        self.metrics.handshake("handed_to_node");
-        let status = Status::default();
-        let exchange = Box::new(H1Exchange { client, status: status.clone() });
-        let permit = Box::new((held, LogAtEnd { access, status }));
-        node.accept(Request { head, client: from.client, conn: from.conn, exchange, permit });
-    }
-
-    async fn tunnel(self: &Arc<Self>, client: Client, greeted: Greeted, held: Held) -> Next {
-        match greeted {
-            Greeted::Failed { status, retry_after, cause } => {
-                self.metrics.handshake(cause);
-                self.answer(client, &held.access, status, retry_after, cause).await
-            }
-            Greeted::Refused(response) => {
-                self.metrics.handshake("refused_by_server");
-                let status = response.status().as_u16();
-                let (mut tcp, _dies_here) = client.into_parts();
-                let _client_gone = answer::send_and_close(&mut tcp, response).await;
-                held.access.log("websocket", End { status, bytes: None, cause: "refused_by_server" });
-                Next::Done
-            }
-            Greeted::Accepted(mut headers, server, from_server) => {
-                let (mut tcp, from_client) = client.into_parts();
-                forward::rewrite_response(&mut headers);
-                forward::mark_upgrade(&mut headers);
-                let mut out = answer::status_line(http::StatusCode::SWITCHING_PROTOCOLS);
-                forward::write_headers(&headers, &mut out);
-                out.extend_from_slice(b"\r\n");
-                if answer::write(&mut tcp, &out).await.is_err() {
-                    self.metrics.handshake("client_gone");
-                    held.access.log("websocket", End { status: 0, bytes: None, cause: "client_gone" });
-                    return Next::Done;
-                }
-                self.metrics.handshake("accepted");
-                let name = held.access.server.map(|server| server.to_string()).unwrap_or_default();
-                let seat = self.open.enter(held.access.upstream.clone().unwrap_or_default(), name.into());
-                // A task of its own: the memory of this one, sized for Pingora's path, is free again.
-                tokio::spawn(Tunnel::new((tcp, from_client), (server, from_server), seat, held));
-                Next::Done
-            }
-        }
-    }
-
-    async fn plain(
-        self: &Arc<Self>,
-        mut client: Client,
-        (places, _own_address): (Places, Option<AddressPlace>),
-        head: Head,
-        passage: Passage,
-        wants_close: bool,
-        shutdown: &ShutdownWatch,
-    ) -> Next {
-        client.gate(head.body);
-        let mut session = ServerSession::new_http1(Box::new(client));
-        session.set_pipelined_prefix(plain::head_bytes(&head.parts));
-        let reused = plain::with(passage, self.plain.process_new_http(session, shutdown)).await;
-        let Some((stream, _settings)) = reused.map(|r| r.consume()) else { return Next::Done };
-        let Ok(mut client) = stream.into_any().downcast::<Client>() else { return Next::Done };
-        if wants_close || head.parts.version == http::Version::HTTP_10 {
-            return Next::Done;
-        }
-        client.open();
-        Next::Another(*client, places)
     }
 
     async fn reject(&self, client: Client, bad: Bad, peer: IpAddr) {

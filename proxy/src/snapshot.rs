@@ -9,11 +9,11 @@ use crate::admit::Admit;
 use crate::client_addr::Trusted;
 use crate::error::BindError;
 use crate::metrics::Metrics;
-use crate::route::{Route, Routes, Target};
-use crate::tunnel::greet::Deadlines;
+use crate::route::{Action, Route, Routes, Target};
 use crate::upstream::Upstream;
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use weir_conf::proxy::Action as Does;
 
 pub struct Snapshot {
     pub conf: weir_conf::proxy::Proxy,
@@ -43,10 +43,6 @@ impl Snapshot {
             upstreams,
         })
     }
-
-    pub fn deadlines(&self) -> Deadlines {
-        Deadlines { connect: self.conf.connect_timeout, handshake: self.conf.handshake_timeout }
-    }
 }
 
 fn upstreams(
@@ -74,15 +70,26 @@ fn routes(
     });
     let mut routes = Vec::with_capacity(conf.route.len());
     for (index, route) in conf.route.iter().enumerate() {
-        let target = match (upstreams.get(&route.to), &local) {
-            (Some(upstream), _) => Target::Upstream(upstream.clone()),
-            (None, Some(local)) if route.to == "node" => local.clone(),
-            _ => {
-                let known: Vec<&str> = upstreams.keys().map(String::as_str).collect();
-                return Err(BindError::Route { index, to: route.to.clone(), known: known.join(", ") });
+        let to = match &route.action {
+            Does::To(to) => to,
+            Does::Answer(answer) => {
+                routes.push(Route::new(index, route, conf, Action::Answer(answer.clone())));
+                continue;
+            }
+            Does::Redirect(redirect) => {
+                routes.push(Route::new(index, route, conf, Action::Redirect(redirect.clone())));
+                continue;
             }
         };
-        routes.push(Route::new(route, target, conf.tunnel.with(&route.tunnel)));
+        let target = match (upstreams.get(to), &local) {
+            (Some(upstream), _) => Target::Upstream(upstream.clone()),
+            (None, Some(local)) if to == "node" => local.clone(),
+            _ => {
+                let known: Vec<&str> = upstreams.keys().map(String::as_str).collect();
+                return Err(BindError::Route { index, to: to.clone(), known: known.join(", ") });
+            }
+        };
+        routes.push(Route::new(index, route, conf, Action::Forward(target)));
     }
     Ok(Routes::new(routes))
 }

@@ -11,7 +11,7 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tracing::field::{Field, Visit};
 use tracing::{Event, Metadata, Subscriber, span};
-use weir_conf::proxy::{Over, Proxy as Conf, Route, Sticky, Tunnel, Upstream};
+use weir_conf::proxy::{Over, Proxy as Conf, Route, Tunnel, Upstream};
 use weir_conf::units::Rate;
 use weir_core::drain::Drain;
 use weir_proxy::{Control, Inherited, Proxy};
@@ -43,13 +43,7 @@ async fn edge(change: impl FnOnce(&mut Conf, &mut Tunnel)) -> Edge {
     conf.max_connections_per_ip = 0;
     conf.upstream.clear();
     conf.upstream.insert("app".into(), Upstream { servers: vec![server.local_addr().unwrap().to_string()] });
-    conf.route = vec![Route {
-        host: None,
-        path: None,
-        to: "app".into(),
-        sticky: Sticky::Ip,
-        tunnel: Default::default(),
-    }];
+    conf.route = vec![Route { tunnel: Default::default(), ..Route::to("app") }];
     let mut tunnel = conf.tunnel.clone();
     change(&mut conf, &mut tunnel);
     conf.tunnel = tunnel;

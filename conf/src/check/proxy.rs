@@ -1,8 +1,7 @@
-//! Upstreams and the routes to them.
+//! Upstreams.
 
 use super::Rules;
-use crate::Config;
-use crate::proxy::{Route, Tunnel};
+use crate::proxy::Tunnel;
 use crate::units::duration_text;
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -13,7 +12,7 @@ impl Rules<'_> {
         for (name, upstream) in &proxy.upstream {
             let key = format!("proxy.upstream.{name}.servers");
             self.servers(&key, &upstream.servers);
-            if !proxy.route.iter().any(|route| route.to == *name) {
+            if !proxy.route.iter().any(|route| route.upstream() == Some(name)) {
                 self.warn(&[&format!("proxy.upstream.{name}"), "proxy.route"], "no route leads to it");
             }
         }
@@ -101,47 +100,6 @@ impl Rules<'_> {
             self.warn(&keys.iter().map(String::as_str).collect::<Vec<_>>(), text);
         }
     }
-
-    pub(super) fn routes(&mut self) {
-        let Config { proxy, roles, .. } = self.config;
-        let nodes = roles.node || proxy.upstream.contains_key("node");
-        let given = self.is_given("proxy.route");
-        if proxy.route.is_empty() || (!given && !nodes) {
-            let text = "no routes: every request would be answered 404; accepted: [[proxy.route]] with to";
-            return self.mistake(&["proxy.route", "proxy.upstream", "proxy", "roles"], text);
-        }
-        for (i, route) in proxy.route.iter().enumerate() {
-            let key = |name: &str| format!("proxy.route[{i}].{name}");
-            if route.to == "node" && !nodes {
-                let text = "this process has no node role; accepted: \"node\" in roles, or [proxy.upstream.node] with servers";
-                self.mistake(&[&key("to"), "roles", "proxy.upstream"], text);
-            } else if route.to != "node" && !proxy.upstream.contains_key(&route.to) {
-                let mut known: Vec<&str> = proxy.upstream.keys().map(String::as_str).collect();
-                if nodes && !known.contains(&"node") {
-                    known.push("node");
-                }
-                let known = if known.is_empty() { "none is defined".to_owned() } else { known.join(", ") };
-                self.mistake(&[&key("to")], format!("{:?} is not an upstream; accepted: {known}", route.to));
-            }
-            if let Some(path) = &route.path
-                && !is_path(path)
-            {
-                self.mistake(
-                    &[&key("path")],
-                    format!("{path:?} is not a path; accepted: \"/…\" without ?, # and spaces"),
-                );
-            }
-            if let Some(host) = &route.host
-                && !is_host(host)
-            {
-                self.mistake(&[&key("host")], format!("{host:?} is not a host; accepted: an exact name without port, such as \"app.example.com\""));
-            }
-            if let Some(earlier) = proxy.route[..i].iter().position(|earlier| covers(earlier, route)) {
-                let text = format!("is never reached: proxy.route[{earlier}] takes all its requests");
-                self.warn(&[&format!("proxy.route[{i}]"), &format!("proxy.route[{earlier}]")], text);
-            }
-        }
-    }
 }
 
 fn is_host_port(text: &str) -> bool {
@@ -154,31 +112,9 @@ fn is_host_port(text: &str) -> bool {
     })
 }
 
-fn is_host(text: &str) -> bool {
+pub(super) fn is_host(text: &str) -> bool {
     let fits = |b: u8| b.is_ascii_alphanumeric() || b"-_.".contains(&b);
     let v6 = text.strip_prefix('[').and_then(|rest| rest.strip_suffix(']'));
     v6.is_some_and(|ip| ip.parse::<std::net::Ipv6Addr>().is_ok())
         || ((1..=253).contains(&text.len()) && !text.starts_with(['.', '-']) && text.bytes().all(fits))
-}
-
-fn is_path(text: &str) -> bool {
-    text.starts_with('/') && text.bytes().all(|b| b.is_ascii_graphic() && b != b'?' && b != b'#')
-}
-
-/// Whether every request of `later` is one of `earlier` too. Paths match at a `/` boundary.
-fn covers(earlier: &Route, later: &Route) -> bool {
-    let host = match (&earlier.host, &later.host) {
-        (None, _) => true,
-        (Some(_), None) => false,
-        (Some(a), Some(b)) => a.eq_ignore_ascii_case(b),
-    };
-    let path = match (&earlier.path, &later.path) {
-        (None, _) => true,
-        (Some(a), None) => a == "/",
-        (Some(a), Some(b)) => {
-            let a = a.trim_end_matches('/');
-            b.strip_prefix(a).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
-        }
-    };
-    host && path
 }
