@@ -422,7 +422,8 @@ async fn the_access_log_has_frames_and_who_closed() {
         drop((client, server));
         let line = loop {
             let find = |lines: &Vec<String>| lines.iter().find(|l| l.contains(path)).cloned();
-            match find(&LOG.0.lock().unwrap()) {
+            let found = find(&LOG.0.lock().unwrap());
+            match found {
                 Some(line) => break line,
                 None => tokio::time::sleep(5 * MS).await,
             }
