@@ -162,6 +162,9 @@ impl Service {
                 let mut out = answer::status_line(http::StatusCode::SWITCHING_PROTOCOLS);
                 forward::write_headers(&headers, &mut out);
                 out.extend_from_slice(b"\r\n");
+                // Before the client knows of it: whoever drains from then on finds this tunnel.
+                let text = |name: &Option<Arc<str>>| name.clone().unwrap_or_default();
+                let seat = self.open.enter(text(&held.access.upstream), text(&held.access.server));
                 if answer::write(&mut tcp, &out).await.is_err() {
                     self.outcome(&held.access, "client_gone");
                     held.access.log("websocket", End { status: 0, bytes: None, cause: "client_gone" });
@@ -169,8 +172,6 @@ impl Service {
                 }
                 self.outcome(&held.access, "accepted");
                 self.latency(&held.access).observe(held.access.started.elapsed().as_secs_f64());
-                let text = |name: &Option<Arc<str>>| name.clone().unwrap_or_default();
-                let seat = self.open.enter(text(&held.access.upstream), text(&held.access.server));
                 // A task of its own: the memory of this one, sized for Pingora's path, is free again.
                 tokio::spawn(Tunnel::new((tcp, from_client), (server, from_server), seat, held));
                 Next::Done
