@@ -1,10 +1,16 @@
 //! `[proxy]`: tier 1.
 
+mod admission;
 mod route;
+mod token;
 mod upstream;
 
+pub use admission::{Admission, ForwardedHeader, Gate, ProxyProtocol, RouteLimits};
 pub use route::{Route, Sticky};
+pub use token::{Algorithm, Token, TokenPlace};
 pub use upstream::Upstream;
+
+pub(crate) use route::is_token;
 
 use crate::section::keys;
 use crate::units::{Bytes, Cidr, Rate};
@@ -19,6 +25,14 @@ pub struct Proxy {
     pub threads: usize,
     /// Peers whose forwarded headers count.
     pub trusted: Vec<Cidr>,
+    /// Which of those counts.
+    pub forwarded_header: ForwardedHeader,
+    /// Of trusted peers.
+    pub proxy_protocol: ProxyProtocol,
+    /// Addresses that may come in; `[]`: all. Over it 403.
+    pub allow: Vec<Cidr>,
+    /// Goes over `allow`.
+    pub deny: Vec<Cidr>,
     /// Open client connections in this process; over it 503 with Retry-After. 0: no limit.
     pub max_connections: usize,
     /// Open client connections per address (IPv6: per `ipv6_prefix`); over it 503. 0: no limit.
@@ -45,7 +59,9 @@ pub struct Proxy {
     pub idle_timeout: Duration,
     /// How long a drain may take before tunnels are closed.
     pub drain_timeout: Duration,
+    pub admission: Admission,
     pub breaker: Breaker,
+    pub token: BTreeMap<String, Token>,
     pub upstream: BTreeMap<String, Upstream>,
     /// First match wins.
     pub route: Vec<Route>,
@@ -66,6 +82,10 @@ keys!(Proxy {
     listen,
     threads in 0..=1024,
     trusted,
+    forwarded_header,
+    proxy_protocol,
+    allow,
+    deny,
     max_connections,
     max_connections_per_ip,
     handshake_rate,
@@ -79,7 +99,9 @@ keys!(Proxy {
     handshake_timeout in TICK..,
     idle_timeout,
     drain_timeout,
+    admission,
     breaker,
+    token,
     upstream,
     route,
 });

@@ -205,7 +205,7 @@ fn what_is_printed_says_where_it_came_from() {
         line.split_whitespace().collect::<Vec<_>>().join(" ")
     };
     assert_eq!(line("name = \"a"), r#"name = "a\"b" # file my.toml:2"#);
-    assert_eq!(line("rate"), r#"rate = "1/s" # environment WEIR_NODE__DRAIN__RATE"#);
+    assert_eq!(line("rate = \"1"), r#"rate = "1/s" # environment WEIR_NODE__DRAIN__RATE"#);
     assert_eq!(line("listen = [\"127"), r#"listen = ["127.0.0.1:7000"] # command line --set proxy.listen"#);
     assert_eq!(line("presence = true"), "presence = true # file my.toml:6");
     assert_eq!(line("outbox_size"), r#"outbox_size = "1MiB" # default"#);

@@ -1,5 +1,6 @@
 //! `[[proxy.route]]`: which request goes where, and what keeps a client on one server.
 
+use super::admission::{Gate, RouteLimits};
 use crate::section::{Field, Reader, Section, Value};
 use crate::tree::{Item, Raw};
 use crate::write::{Writer, quote};
@@ -13,6 +14,8 @@ pub struct Route {
     /// An upstream's name. `"node"`: the node tier of this process, unless `[proxy.upstream.node]` lists nodes.
     pub to: String,
     pub sticky: Sticky,
+    pub gate: Gate,
+    pub limits: RouteLimits,
 }
 
 /// The key of consistent-hash routing.
@@ -43,6 +46,8 @@ impl Field for Vec<Route> {
                 path: s.find("path"),
                 to: s.need("to", "an upstream's name, or \"node\"").unwrap_or_default(),
                 sticky: s.find("sticky").unwrap_or(Sticky::Ip),
+                gate: Gate::read(s),
+                limits: RouteLimits::read(s),
             }));
         }
         routes
@@ -59,6 +64,8 @@ impl Field for Vec<Route> {
                 }
                 w.value("to", quote(&route.to));
                 w.value("sticky", route.sticky.write());
+                route.gate.write(w);
+                route.limits.write(w);
             });
         }
     }
@@ -119,7 +126,7 @@ impl Value for Sticky {
 }
 
 /// RFC 9110 §5.6.2: what header and cookie names are made of.
-fn is_token(text: &str) -> bool {
+pub(crate) fn is_token(text: &str) -> bool {
     let fits = |b: u8| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b);
     (1..=256).contains(&text.len()) && text.bytes().all(fits)
 }

@@ -1,0 +1,273 @@
+//! The budget of the whole process for WebSocket handshakes: a token bucket with a short wait, and
+//! a cap on those under way. Pure but for the cap's semaphore: the time is an argument.
+//!
+//! Who is refused is told a second to come back in. Those seconds are a ledger: each has as many
+//! places as the rate allows, and a refused client is given one of the first two seconds that have
+//! any left. So thousands that were refused at once come back spread over the time that their
+//! number needs at this rate, later the more of them there are, and those that obey find a place.
+//! Places of clients that never come back lapse with their second.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use weir_conf::proxy::Admission;
+
+/// The ledger's seconds: with more ahead than these hold, a client is told one of the later half.
+const HORIZON: usize = 600;
+/// What a second of the ledger holds of what the rate allows; the rest is for newcomers.
+const PROMISED: f64 = 0.95;
+
+pub struct Budget {
+    conf: Admission,
+    slots: Option<Arc<Semaphore>>,
+    state: Mutex<State>,
+}
+
+struct State {
+    epoch: Instant,
+    /// When the bucket is full again, in seconds after `epoch`.
+    full_at: f64,
+    /// The ledger: how many clients were told each of the seconds that follow `second`.
+    promised: Box<[u32; HORIZON]>,
+    second: u64,
+}
+
+/// Refused; come back after so many whole seconds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Later(pub Duration);
+
+/// A place among the handshakes under way, until it is dropped.
+pub type Slot = OwnedSemaphorePermit;
+
+impl Budget {
+    /// `None`: no budget is set.
+    pub fn new(conf: Admission, now: Instant) -> Option<Budget> {
+        let cap = conf.max_handshakes.min(Semaphore::MAX_PERMITS);
+        if conf.rate.is_none() && cap == 0 {
+            return None;
+        }
+        let state = State { epoch: now, full_at: 0.0, promised: Box::new([0; HORIZON]), second: 0 };
+        let slots = (cap > 0).then(|| Arc::new(Semaphore::new(cap)));
+        Some(Budget { conf, slots, state: Mutex::new(state) })
+    }
+
+    pub fn conf(&self) -> Admission {
+        self.conf
+    }
+
+    /// A handshake's turn comes after this, at most `wait`; or it should come back later. `dice` is
+    /// any number.
+    pub fn take(&self, now: Instant, dice: u32) -> Result<Duration, Later> {
+        let Some(rate) = self.conf.rate else { return Ok(Duration::ZERO) };
+        let mut state = self.state();
+        let now = state.at(now);
+        let slack = f64::from(self.conf.burst.saturating_sub(1)) / rate.per_second;
+        let from = state.full_at.max(now);
+        let turn = (from - now - slack).max(0.0);
+        if turn > self.conf.wait.as_secs_f64() {
+            return Err(self.promise(&mut state, now, dice));
+        }
+        state.full_at = from + 1.0 / rate.per_second;
+        Ok(Duration::from_secs_f64(turn))
+    }
+
+    /// A place among the handshakes under way, awaited for `wait` at most. `Ok(None)`: they are not
+    /// limited.
+    pub async fn slot(&self) -> Result<Option<Slot>, ()> {
+        let Some(slots) = &self.slots else { return Ok(None) };
+        if let Ok(slot) = slots.clone().try_acquire_owned() {
+            return Ok(Some(slot));
+        }
+        match tokio::time::timeout(self.conf.wait, slots.clone().acquire_owned()).await {
+            Ok(Ok(slot)) => Ok(Some(slot)),
+            _ => Err(()),
+        }
+    }
+
+    /// What a client is told that found no place under way; its turn is given back.
+    pub fn no_slot(&self, now: Instant, dice: u32) -> Later {
+        let mut state = self.state();
+        if let Some(rate) = self.conf.rate {
+            state.full_at -= 1.0 / rate.per_second;
+        }
+        let now = state.at(now);
+        self.promise(&mut state, now, dice)
+    }
+
+    fn promise(&self, state: &mut State, now: f64, dice: u32) -> Later {
+        state.lapse(now as u64);
+        // Without a rate, as if each handshake under way took a second.
+        let pace = self.conf.rate.map_or(self.conf.max_handshakes as f64, |rate| rate.per_second);
+        let each = (pace * PROMISED).min(f64::from(u32::MAX));
+        let chosen = match each {
+            1.0.. => of_many(&state.promised[..], each as u32, dice),
+            // Fewer than one to a second: one, and then seconds with none.
+            _ => of_few(&state.promised[..], (1.0 / each).ceil() as usize, dice),
+        };
+        state.promised[chosen] = state.promised[chosen].saturating_add(1);
+        Later(Duration::from_secs(chosen as u64 + 1))
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        // Nothing in here panics between two of its changes.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn of_many(promised: &[u32], each: u32, dice: u32) -> usize {
+    let mut free = (0..promised.len()).filter(|second| promised[*second] < each);
+    match (free.next(), free.next()) {
+        (Some(first), None) => first,
+        (Some(first), Some(_)) if dice.is_multiple_of(2) => first,
+        (_, Some(second)) => second,
+        (None, None) => late(promised.len(), dice),
+    }
+}
+
+fn of_few(promised: &[u32], gap: usize, dice: u32) -> usize {
+    let last = promised.iter().rposition(|clients| *clients > 0);
+    let next = last.map_or(0, |last| last.saturating_add(gap));
+    if next < promised.len() { next } else { late(promised.len(), dice) }
+}
+
+fn late(seconds: usize, dice: u32) -> usize {
+    let half = seconds / 2;
+    half + dice as usize % (seconds - half)
+}
+
+impl State {
+    fn at(&self, now: Instant) -> f64 {
+        now.saturating_duration_since(self.epoch).as_secs_f64()
+    }
+
+    /// Drops the seconds that have passed.
+    fn lapse(&mut self, second: u64) {
+        let passed = usize::try_from(second.saturating_sub(self.second)).unwrap_or(HORIZON).min(HORIZON);
+        self.promised.rotate_left(passed);
+        self.promised[HORIZON - passed..].fill(0);
+        self.second = self.second.max(second);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rand::rngs::SmallRng;
+    use rand::{Rng, SeedableRng};
+    use std::cmp::Reverse;
+    use std::collections::BinaryHeap;
+    use weir_conf::units::Rate;
+
+    fn conf(per_second: f64, burst: u32, wait_ms: u64) -> Admission {
+        let wait = Duration::from_millis(wait_ms);
+        Admission { rate: Some(Rate { per_second }), burst, max_handshakes: 0, wait }
+    }
+
+    struct Storm {
+        /// When each handshake was offered to what is behind, in milliseconds.
+        offered: Vec<u64>,
+        tries: usize,
+        longest_told: u64,
+    }
+
+    /// Clients that come within `within` ms and do as they are told, but for some network delay, and
+    /// ten newcomers a second besides.
+    fn storm(conf: Admission, clients: usize, within: u64, seed: u64) -> Storm {
+        let mut rng = SmallRng::seed_from_u64(seed);
+        let start = Instant::now();
+        let budget = Budget::new(conf, start).unwrap();
+        let mut coming: BinaryHeap<Reverse<(u64, bool)>> =
+            (0..clients).map(|_| Reverse((rng.random_range(0..=within), true))).collect();
+        coming.extend((0..400).map(|n| Reverse((n * 100, false))));
+        let mut storm = Storm { offered: Vec::new(), tries: 0, longest_told: 0 };
+        let mut out = clients;
+        while let Some(Reverse((at, returning))) = coming.pop().filter(|_| out > 0) {
+            storm.tries += usize::from(returning);
+            match budget.take(start + Duration::from_millis(at), rng.random()) {
+                Ok(turn) => {
+                    storm.offered.push(at + turn.as_millis() as u64);
+                    out -= usize::from(returning);
+                }
+                Err(Later(told)) => {
+                    storm.longest_told = storm.longest_told.max(told.as_secs());
+                    let again = at + told.as_millis() as u64 + rng.random_range(0..30);
+                    coming.push(Reverse((again, returning)));
+                }
+            }
+        }
+        storm.offered.sort_unstable();
+        storm
+    }
+
+    #[test]
+    fn eight_thousand_at_once_are_let_in_at_the_pace_and_no_later() {
+        // Spread over a second or all in one instant, with and without a wait.
+        for (within, wait, burst) in [(1000, 1000, 100), (0, 1000, 100), (50, 1000, 1), (1000, 0, 100), (0, 0, 300)]
+        {
+            for seed in 0..5 {
+                let case = format!("within {within} ms, wait {wait} ms, burst {burst}, seed {seed}");
+                let storm = storm(conf(300.0, burst, wait), 8000, within, seed);
+                for (i, from) in storm.offered.iter().enumerate() {
+                    let in_a_second = storm.offered[i..].iter().take_while(|at| **at < from + 1000).count();
+                    assert!(in_a_second <= 300 + burst as usize, "{in_a_second} after {from} ms: {case}");
+                }
+                let last = *storm.offered.last().unwrap() as f64 / 1000.0;
+                assert!(last < 8000.0 / 300.0 * 1.3, "all in after {last} s: {case}");
+                assert!(storm.tries < 8000 * 3, "{} tries: {case}", storm.tries);
+                assert!(storm.longest_told <= 40, "told {} s: {case}", storm.longest_told);
+            }
+        }
+    }
+
+    #[test]
+    fn a_short_overload_is_told_a_short_wait() {
+        let now = Instant::now();
+        let budget = Budget::new(conf(10.0, 2, 0), now).unwrap();
+        assert_eq!(budget.take(now, 0), Ok(Duration::ZERO));
+        assert_eq!(budget.take(now, 0), Ok(Duration::ZERO));
+        assert_eq!(budget.take(now, 0), Err(Later(Duration::from_secs(1))));
+        assert_eq!(budget.take(now, 1), Err(Later(Duration::from_secs(2))), "not all in the same second");
+        assert_eq!(budget.take(now + Duration::from_millis(100), 0), Ok(Duration::ZERO));
+    }
+
+    #[test]
+    fn a_wait_makes_turns_and_slow_rates_leave_gaps() {
+        let now = Instant::now();
+        let budget = Budget::new(conf(2.0, 1, 1000), now).unwrap();
+        let turns: Vec<_> = (0..3).map(|_| budget.take(now, 0).unwrap().as_millis()).collect();
+        assert_eq!(turns, [0, 500, 1000]);
+        assert!(budget.take(now, 0).is_err());
+        let budget = Budget::new(conf(0.1, 1, 0), now).unwrap();
+        budget.take(now, 0).unwrap();
+        let told: Vec<_> = (0..3).map(|_| budget.take(now, 0).unwrap_err().0.as_secs()).collect();
+        assert_eq!(told, [1, 12, 23], "at 0.1/s a place comes every ten seconds or so");
+    }
+
+    #[test]
+    fn more_than_the_ledger_holds_are_told_one_of_its_later_seconds() {
+        let now = Instant::now();
+        let budget = Budget::new(conf(2.0, 1, 0), now).unwrap();
+        for dice in 0..5000 {
+            if let Err(Later(told)) = budget.take(now, dice) {
+                assert!((1..=HORIZON as u64).contains(&told.as_secs()), "{told:?}");
+            }
+        }
+        let later = now + Duration::from_secs(3600);
+        budget.take(later, 0).unwrap();
+        assert_eq!(budget.take(later, 0), Err(Later(Duration::from_secs(1))), "it has lapsed");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_cap_waits_a_moment_and_then_refuses() {
+        let conf = Admission { rate: None, burst: 1, max_handshakes: 1, wait: Duration::from_millis(500) };
+        let budget = Budget::new(conf, Instant::now()).unwrap();
+        let first = budget.slot().await.unwrap();
+        assert!(first.is_some());
+        let before = tokio::time::Instant::now();
+        assert!(budget.slot().await.is_err());
+        assert_eq!(before.elapsed(), Duration::from_millis(500));
+        assert_eq!(budget.no_slot(Instant::now(), 0), Later(Duration::from_secs(1)));
+        drop(first);
+        assert!(budget.slot().await.is_ok());
+    }
+}
