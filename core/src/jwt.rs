@@ -64,6 +64,11 @@ impl Key {
         self
     }
 
+    /// Whether it is of any use.
+    pub fn takes_any(&self) -> bool {
+        !self.algorithms.is_empty()
+    }
+
     pub fn takes(&self, algorithm: Algorithm) -> bool {
         self.algorithms.contains(&algorithm)
     }

@@ -1,6 +1,7 @@
 //! The node of this process: it is handed the client's own socket, and no relay stays behind.
 
 use crate::access::{Access, End};
+use crate::admit::budget::Slot;
 use crate::answer;
 use crate::client::Client;
 use crate::forward;
@@ -19,6 +20,8 @@ use weir_core::accept::{Exchange, ExchangeFuture, Stream};
 pub struct H1Exchange {
     pub client: Client,
     pub status: Status,
+    /// Given back with the answer.
+    pub handshake: Option<Slot>,
 }
 
 /// The status that was answered, for the access log; 0 while there is none.
@@ -35,6 +38,7 @@ impl Exchange for H1Exchange {
             let (mut tcp, ahead) = self.client.into_parts();
             answer::write(&mut tcp, &out).await?;
             self.status.0.store(101, Relaxed);
+            drop(self.handshake);
             Ok(Box::new(Handed { tcp, ahead }) as Box<dyn Stream>)
         })
     }

@@ -46,6 +46,8 @@ pub struct Metrics {
     pub handshakes: Family<Outcome, Counter>,
     pub requests: Family<Class, Counter>,
     pub refused: Family<Cause, Counter>,
+    pub tokens: Family<Outcome, Counter>,
+    pub jwks_fetches: Family<Outcome, Counter>,
     pub tunnel_ends: Family<Cause, Counter>,
     pub breaker_state: Family<ServerLabels, Gauge>,
     pub upstream_failures: Family<UpstreamFailure, Counter>,
@@ -67,6 +69,8 @@ impl Metrics {
         r.register("handshakes", "WebSocket handshakes by outcome", metrics.handshakes.clone());
         r.register("requests", "Other HTTP requests by class of status", metrics.requests.clone());
         r.register("refused", "Requests and connections refused, by cause", metrics.refused.clone());
+        r.register("tokens", "Tokens judged, by outcome: good, or what was wrong", metrics.tokens.clone());
+        r.register("jwks_fetches", "Fetches of sets of keys, by outcome", metrics.jwks_fetches.clone());
         r.register("tunnel_ends", "Ended tunnels by cause", metrics.tunnel_ends.clone());
         r.register("tunnel_bytes", "Bytes relayed, up: towards the server", bytes);
         r.register(
@@ -88,6 +92,14 @@ impl Metrics {
 
     pub fn refuse(&self, cause: &'static str) {
         self.refused.get_or_create(&Cause { cause }).inc();
+    }
+
+    pub fn token(&self, outcome: &'static str) {
+        self.tokens.get_or_create(&Outcome { outcome }).inc();
+    }
+
+    pub fn jwks_fetch(&self, outcome: &'static str) {
+        self.jwks_fetches.get_or_create(&Outcome { outcome }).inc();
     }
 
     pub fn request(&self, status: u16) {

@@ -1,6 +1,7 @@
 //! Host and path to an upstream, and from the request the key that decides which of its
 //! servers. Pure. The first route that matches wins.
 
+use crate::admit::gate::Gate;
 use crate::upstream::Upstream;
 use http::HeaderMap;
 use http::header::{COOKIE, HOST};
@@ -34,6 +35,8 @@ pub struct Route {
     pub path: Option<String>,
     pub sticky: Sticky,
     pub target: Target,
+    /// Whom it lets in.
+    pub gate: Gate,
 }
 
 pub struct Routes(Vec<Arc<Route>>);
@@ -50,8 +53,8 @@ impl Routes {
 }
 
 impl Route {
-    pub fn new(conf: &weir_conf::proxy::Route, target: Target) -> Route {
-        Route { host: conf.host.clone(), path: conf.path.clone(), sticky: conf.sticky.clone(), target }
+    pub fn new(conf: &weir_conf::proxy::Route, target: Target, gate: Gate) -> Route {
+        Route { host: conf.host.clone(), path: conf.path.clone(), sticky: conf.sticky.clone(), target, gate }
     }
 
     fn matches(&self, host: &str, path: &str) -> bool {

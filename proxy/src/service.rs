@@ -3,17 +3,20 @@
 //! after which the connection may bring its next request.
 
 use crate::access::{Access, End};
-use crate::admit::{AddressPlace, Place, Refused};
+use crate::admit::Refused;
+use crate::admit::budget::Slot;
+use crate::admit::counts::KeyPlace;
+use crate::admit::gate::{Admitted, Asked};
 use crate::answer;
 use crate::client::Client;
-use crate::client_addr::Trusted;
 use crate::forward::{self, Origin};
-use crate::front::head::{self, Bad, Head};
+use crate::front::arrive::{self, From, OfRequest, Permit, Places};
+use crate::front::head::{Bad, Head};
 use crate::front::upgrade::is_websocket;
 use crate::local::{H1Exchange, LogAtEnd, Status};
 use crate::metrics::Metrics;
 use crate::plain::{self, Passage, Plain};
-use crate::route::{Target, sticky_key};
+use crate::route::{Route, Target, sticky_key};
 use crate::server::Closing;
 use crate::snapshot::Snapshot;
 use crate::tunnel::greet::{self, Greeted};
@@ -29,9 +32,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::timeout;
 use weir_core::accept::{Acceptor, Request};
-use weir_core::drain::{Busy, Drain};
-use weir_wire::hop::REQUEST_ID;
-use weir_wire::id::ConnId;
+use weir_core::drain::Drain;
 
 pub struct Service {
     /// Read once for each request; replaced by a reload.
@@ -41,20 +42,6 @@ pub struct Service {
     pub closing: Arc<Closing>,
     /// Of this proxy's connections.
     pub drain: Drain,
-}
-
-/// One request's origin, and its place among its address's connections.
-struct From {
-    client: IpAddr,
-    conn: ConnId,
-    trusted: bool,
-}
-
-/// What a connection holds as long as it lives.
-struct Places {
-    place: Place,
-    /// Of the peer itself; where the peer is trusted, the address is counted per request.
-    address: Option<AddressPlace>,
 }
 
 /// What became of one request.
@@ -71,16 +58,13 @@ impl Service {
         peer: SocketAddr,
         shutdown: ShutdownWatch,
     ) {
-        let peer = peer.ip().to_canonical();
         let _unsupported_matters_not = tcp.set_nodelay(true);
         let mut snapshot = self.snapshot.load_full();
         let mut client = Client::new(tcp, snapshot.conf.head_size);
-        let trusted = snapshot.trusted.contains(peer);
-        let address = if trusted { Ok(None) } else { snapshot.admit.address(peer) };
-        let places = snapshot.admit.connection().and_then(|place| Ok(Places { place, address: address? }));
-        let mut places = match places {
-            Ok(places) => places,
-            Err(refused) => return self.refuse(client, refused, None).await,
+        let (peer, mut places) = match self.enter(&snapshot, &mut client, peer.ip().to_canonical()).await {
+            Ok(entered) => entered,
+            Err(Some(refused)) => return self.turn_away(&snapshot, client, refused).await,
+            Err(None) => return,
         };
         let mut first = true;
         loop {
@@ -90,12 +74,12 @@ impl Service {
                 }
                 snapshot = self.snapshot.load_full();
             }
-            let head = match read_head(&snapshot, &mut client).await {
+            let mut head = match arrive::read_head(&snapshot, &mut client).await {
                 Ok(Some(head)) => head,
                 Ok(None) => return,
                 Err(bad) => return self.reject(client, bad, peer).await,
             };
-            let from = origin(&snapshot.trusted, peer, &head);
+            let from = arrive::origin(&snapshot, peer, &mut head.parts.headers);
             match Box::pin(self.request(&snapshot, client, places, head, from, &shutdown)).await {
                 Next::Another(again, held) => (client, places) = (again, held),
                 Next::Done => return,
@@ -105,6 +89,34 @@ impl Service {
                 return;
             }
         }
+    }
+
+    /// The lists of addresses and the places, before a byte is read; behind a trusted peer when it is
+    /// known who is. `Err(None)`: there is nobody to be answered.
+    async fn enter(
+        &self,
+        snapshot: &Snapshot,
+        client: &mut Client,
+        socket: IpAddr,
+    ) -> Result<(IpAddr, Places), Option<Refused>> {
+        let admit = &snapshot.admit;
+        let spoken_for = |peer| snapshot.trusted.contains(peer);
+        if !spoken_for(socket) {
+            admit.listed(socket)?;
+            let (place, address) = (admit.connection()?, admit.address(socket)?);
+            return Ok((socket, Places { place, address }));
+        }
+        let place = admit.connection()?;
+        let peer = arrive::named_peer(snapshot, client, socket).await.map_err(|why| {
+            self.metrics.refuse("proxy_protocol");
+            tracing::debug!(peer = %socket, why, "header of the PROXY protocol refused");
+        });
+        let peer = peer.map_err(|()| None)?;
+        if spoken_for(peer) {
+            return Ok((peer, Places { place, address: None }));
+        }
+        admit.listed(peer)?;
+        Ok((peer, Places { place, address: admit.address(peer)? }))
     }
 
     /// Whether a kept-alive connection brings another request.
@@ -137,79 +149,90 @@ impl Service {
                 return self.answer(client, &access, bad.status, None, bad.why).await;
             }
         };
-        let own_address = match self.admit_one(snapshot, &from, websocket) {
-            Ok(address) => address,
-            Err(refused) => {
-                self.refuse(client, refused, Some(&access)).await;
-                return Next::Done;
-            }
+        let (own_address, route) = match self.found(snapshot, &from, &mut head) {
+            Ok(found) => found,
+            Err(refused) => return self.refuse(snapshot, client, refused, &access, websocket).await,
         };
-        let Some(route) = snapshot.routes.find(&head.parts) else {
+        let Some(route) = route else {
             if websocket {
                 self.metrics.handshake("no_route");
             }
             return self.answer(client, &access, 404, None, "no_route").await;
         };
+        let sticky = |head: &http::request::Parts| sticky_key(&route.sticky, head, from.client);
+        let asked = Asked { head: &mut head.parts, client: from.client, websocket, sticky: &sticky };
+        let Admitted { held, proof, handshake } = match route.gate.admit(&snapshot.admit, asked).await {
+            Ok(admitted) => admitted,
+            Err(refused) => return self.refuse(snapshot, client, refused, &access, websocket).await,
+        };
+        let of_request = OfRequest { address: own_address, route: held };
         let wants_close = crate::front::upgrade::tokens(&head.parts.headers, http::header::CONNECTION)
             .any(|t| t.eq_ignore_ascii_case("close"));
         let origin = Origin { client: from.client, conn: &from.conn, trusted: from.trusted };
         forward::rewrite(&mut head.parts.headers, &origin);
+        if let Some(proof) = &proof {
+            proof.pass_on(&mut head.parts.headers);
+        }
         let upstream = route.target.upstream();
         access.upstream = Some(upstream.name.clone());
         if !websocket {
             let plan = upstream.plan(&sticky_key(&route.sticky, &head.parts, from.client));
             let passage = Passage { plan, access, deadlines: snapshot.deadlines() };
-            return self.plain(client, (places, own_address), head, passage, wants_close, shutdown).await;
+            return self.plain(client, (places, of_request), head, passage, wants_close, shutdown).await;
         }
         forward::mark_upgrade(&mut head.parts.headers);
         match &route.target {
             Target::Node { acceptor, .. } => {
-                self.hand_over(acceptor, client, head.parts, from, access, (places, own_address, busy));
+                let permit = Permit { connection: places, request: of_request, busy };
+                let exchange = (client, handshake);
+                self.hand_over(acceptor, exchange, head.parts, from, access, permit);
                 Next::Done
             }
             Target::Upstream(upstream) => {
                 let mut plan = upstream.plan(&sticky_key(&route.sticky, &head.parts, from.client));
                 let greeted = greet::greet(&mut plan, &head.parts, snapshot.deadlines(), &mut access).await;
+                drop(handshake);
                 let held = Held {
                     access,
                     metrics: self.metrics.clone(),
                     closing: self.closing.clone(),
                     idle: snapshot.conf.idle_timeout,
-                    permit: (places.place, places.address.or(own_address), busy),
+                    permit: Permit { connection: places, request: of_request, busy },
                 };
                 self.tunnel(client, greeted, held).await
             }
         }
     }
 
-    /// A handshake by its rate; behind a trusted peer the client's own address by its connections, too.
-    fn admit_one(
+    /// The route of a request, after the lists and places of the client that a trusted peer speaks for.
+    fn found<'s>(
         &self,
-        snapshot: &Snapshot,
+        snapshot: &'s Snapshot,
         from: &From,
-        websocket: bool,
-    ) -> Result<Option<AddressPlace>, Refused> {
-        let address = if from.trusted { snapshot.admit.address(from.client) } else { Ok(None) };
-        if !websocket {
-            return address;
+        head: &mut Head,
+    ) -> Result<(Option<KeyPlace>, Option<&'s Arc<Route>>), Refused> {
+        let mut address = None;
+        if from.trusted {
+            snapshot.admit.listed(from.client)?;
+            address = snapshot.admit.address(from.client)?;
         }
-        let admitted = address.and_then(|address| snapshot.admit.handshake(from.client).map(|()| address));
-        admitted.inspect_err(|refused| self.metrics.handshake(refused.cause()))
+        snapshot.admit.drop_claims(&mut head.parts.headers);
+        Ok((address, snapshot.routes.find(&head.parts)))
     }
 
     /// To the node of this process, which has the connection from here on.
     fn hand_over(
         &self,
         node: &Arc<dyn Acceptor>,
-        client: Client,
+        (client, handshake): (Client, Option<Slot>),
         head: http::request::Parts,
         from: From,
         access: Access,
-        held: (Places, Option<AddressPlace>, Busy),
+        held: Permit,
     ) {
         self.metrics.handshake("handed_to_node");
         let status = Status::default();
-        let exchange = Box::new(H1Exchange { client, status: status.clone() });
+        let exchange = Box::new(H1Exchange { client, status: status.clone(), handshake });
         let permit = Box::new((held, LogAtEnd { access, status }));
         node.accept(Request { head, client: from.client, conn: from.conn, exchange, permit });
     }
@@ -254,7 +277,7 @@ impl Service {
     async fn plain(
         self: &Arc<Self>,
         mut client: Client,
-        (places, _own_address): (Places, Option<AddressPlace>),
+        (places, _of_request): (Places, OfRequest),
         head: Head,
         passage: Passage,
         wants_close: bool,
@@ -284,14 +307,31 @@ impl Service {
         let _client_gone = answer::send_and_close(&mut tcp, answer::response(bad.status, None)).await;
     }
 
-    async fn refuse(&self, client: Client, refused: Refused, access: Option<&Access>) {
-        self.metrics.refuse(refused.cause());
+    /// A connection that may not come in. So many are answered with patience; in a flood the rest is
+    /// closed at once.
+    async fn turn_away(&self, snapshot: &Snapshot, client: Client, refused: Refused) {
+        self.metrics.refuse(refused.cause);
+        let Some(_lingering) = snapshot.admit.linger() else { return };
         let (mut tcp, _dies_here) = client.into_parts();
-        let response = answer::response(refused.status(), Some(refused.retry_after()));
+        let response = answer::response(refused.status, refused.retry_after);
         let _client_gone = answer::send_and_close(&mut tcp, response).await;
-        if let Some(access) = access {
-            access.log("refused", End { status: refused.status(), bytes: None, cause: refused.cause() });
+    }
+
+    async fn refuse(
+        &self,
+        snapshot: &Snapshot,
+        client: Client,
+        refused: Refused,
+        access: &Access,
+        websocket: bool,
+    ) -> Next {
+        let Refused { status, cause, .. } = refused;
+        if websocket {
+            self.metrics.handshake(cause);
         }
+        self.turn_away(snapshot, client, refused).await;
+        access.log("refused", End { status, bytes: None, cause });
+        Next::Done
     }
 
     /// An answer of our own; the connection ends with it.
@@ -309,45 +349,3 @@ impl Service {
         Next::Done
     }
 }
-
-/// `None`: the client left without asking anything.
-async fn read_head(snapshot: &Snapshot, client: &mut Client) -> Result<Option<Head>, Bad> {
-    let limit = snapshot.conf.head_size;
-    let whole = async {
-        let mut seen = 0;
-        loop {
-            if let Some(end) = head::end(&client.ahead, seen)? {
-                return if end > limit { Err(TOO_LARGE) } else { Ok(Some(end)) };
-            }
-            seen = client.ahead.len();
-            if seen >= limit {
-                return Err(TOO_LARGE);
-            }
-            match client.fill().await {
-                Ok(1..) => {}
-                // It never asked anything, so there is nothing to be answered.
-                _ if client.ahead.is_empty() => return Ok(None),
-                _ => return Err(Bad { status: 400, why: "head cut short" }),
-            }
-        }
-    };
-    let end = match timeout(snapshot.conf.head_timeout, whole).await {
-        Ok(end) => end?,
-        Err(_) => return Err(Bad { status: 408, why: "slow head" }),
-    };
-    let Some(end) = end else { return Ok(None) };
-    head::parse(&client.ahead.split_to(end)).map(Some)
-}
-
-fn origin(trusted: &Trusted, peer: IpAddr, head: &Head) -> From {
-    let is_trusted = trusted.contains(peer);
-    let told = head.parts.headers.get(REQUEST_ID).filter(|_| is_trusted);
-    let conn = told.and_then(|v| v.to_str().ok()).and_then(ConnId::parse);
-    From {
-        client: trusted.client(peer, &head.parts.headers),
-        conn: conn.unwrap_or_else(|| ConnId::from_random(rand::random())),
-        trusted: is_trusted,
-    }
-}
-
-const TOO_LARGE: Bad = Bad { status: 431, why: "head too large" };

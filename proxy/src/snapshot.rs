@@ -6,7 +6,6 @@
 
 use crate::LocalNode;
 use crate::admit::Admit;
-use crate::client_addr::Trusted;
 use crate::error::BindError;
 use crate::metrics::Metrics;
 use crate::route::{Route, Routes, Target};
@@ -14,6 +13,7 @@ use crate::tunnel::greet::Deadlines;
 use crate::upstream::Upstream;
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use weir_core::client_addr::Trusted;
 
 pub struct Snapshot {
     pub conf: weir_conf::proxy::Proxy,
@@ -32,14 +32,15 @@ impl Snapshot {
         before: Option<&Snapshot>,
     ) -> Result<Snapshot, BindError> {
         let upstreams = upstreams(conf, metrics, before)?;
+        let admit = match before {
+            Some(before) => before.admit.renew(conf, metrics)?,
+            None => Admit::new(conf, metrics)?,
+        };
         Ok(Snapshot {
             conf: conf.clone(),
             trusted: Trusted::new(&conf.trusted),
-            admit: match before {
-                Some(before) => before.admit.renew(conf),
-                None => Admit::new(conf, metrics.connections.clone()),
-            },
-            routes: routes(conf, node, metrics, &upstreams)?,
+            routes: routes(conf, node, metrics, &upstreams, &admit)?,
+            admit,
             upstreams,
         })
     }
@@ -66,6 +67,7 @@ fn routes(
     node: Option<&LocalNode>,
     metrics: &Metrics,
     upstreams: &BTreeMap<String, Arc<Upstream>>,
+    admit: &Admit,
 ) -> Result<Routes, BindError> {
     // Where nodes are listed, they are the tier, and the one here is reached like any other.
     let local = node.filter(|_| !upstreams.contains_key("node")).map(|node| Target::Node {
@@ -82,7 +84,7 @@ fn routes(
                 return Err(BindError::Route { index, to: route.to.clone(), known: known.join(", ") });
             }
         };
-        routes.push(Route::new(route, target));
+        routes.push(Route::new(route, target, admit.gate(route)));
     }
     Ok(Routes::new(routes))
 }

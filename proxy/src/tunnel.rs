@@ -5,7 +5,7 @@ pub mod greet;
 pub mod relay;
 
 use crate::access::{Access, End};
-use crate::admit::{AddressPlace, Place};
+use crate::front::arrive::Permit;
 use crate::metrics::{Cause as CauseLabel, Metrics};
 use crate::server::Closing;
 use crate::upstream::ServerStream;
@@ -18,7 +18,6 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::time::Sleep;
-use weir_core::drain::Busy;
 
 /// A tunnel of which one side has closed ends when the other was silent for so long.
 const HALF_CLOSED: Duration = Duration::from_secs(30);
@@ -30,7 +29,7 @@ pub struct Held {
     pub closing: Arc<Closing>,
     pub idle: Duration,
     /// Given back when the tunnel has ended.
-    pub permit: (Place, Option<AddressPlace>, Busy),
+    pub permit: Permit,
 }
 
 /// Relays until it ends; to be spawned as a task of its own (it relies on its waker staying the

@@ -2,7 +2,6 @@
 
 use super::Rules;
 use crate::proxy::{ProxyProtocol, Route, Sticky, Token, is_token};
-use crate::units::Rate;
 
 /// What the proxy itself or HTTP gives a meaning to: no claim may stand there.
 const TAKEN: [&str; 16] = [

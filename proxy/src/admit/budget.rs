@@ -32,10 +32,6 @@ struct State {
     second: u64,
 }
 
-/// Refused; come back after so many whole seconds.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Later(pub Duration);
-
 /// A place among the handshakes under way, until it is dropped.
 pub type Slot = OwnedSemaphorePermit;
 
@@ -55,20 +51,26 @@ impl Budget {
         self.conf
     }
 
-    /// A handshake's turn comes after this, at most `wait`; or it should come back later. `dice` is
-    /// any number.
-    pub fn take(&self, now: Instant, dice: u32) -> Result<Duration, Later> {
-        let Some(rate) = self.conf.rate else { return Ok(Duration::ZERO) };
+    /// A handshake's turn comes after this, at most `wait`; `None`: not within it.
+    pub fn turn(&self, now: Instant) -> Option<Duration> {
+        let Some(rate) = self.conf.rate else { return Some(Duration::ZERO) };
         let mut state = self.state();
         let now = state.at(now);
         let slack = f64::from(self.conf.burst.saturating_sub(1)) / rate.per_second;
         let from = state.full_at.max(now);
         let turn = (from - now - slack).max(0.0);
         if turn > self.conf.wait.as_secs_f64() {
-            return Err(self.promise(&mut state, now, dice));
+            return None;
         }
         state.full_at = from + 1.0 / rate.per_second;
-        Ok(Duration::from_secs_f64(turn))
+        Some(Duration::from_secs_f64(turn))
+    }
+
+    /// A turn was not used after all.
+    pub fn give_back(&self) {
+        if let Some(rate) = self.conf.rate {
+            self.state().full_at -= 1.0 / rate.per_second;
+        }
     }
 
     /// A place among the handshakes under way, awaited for `wait` at most. `Ok(None)`: they are not
@@ -84,17 +86,10 @@ impl Budget {
         }
     }
 
-    /// What a client is told that found no place under way; its turn is given back.
-    pub fn no_slot(&self, now: Instant, dice: u32) -> Later {
+    /// When a client that is refused should come back, in whole seconds. `dice` is any number.
+    pub fn later(&self, now: Instant, dice: u32) -> Duration {
         let mut state = self.state();
-        if let Some(rate) = self.conf.rate {
-            state.full_at -= 1.0 / rate.per_second;
-        }
         let now = state.at(now);
-        self.promise(&mut state, now, dice)
-    }
-
-    fn promise(&self, state: &mut State, now: f64, dice: u32) -> Later {
         state.lapse(now as u64);
         // Without a rate, as if each handshake under way took a second.
         let pace = self.conf.rate.map_or(self.conf.max_handshakes as f64, |rate| rate.per_second);
@@ -105,7 +100,7 @@ impl Budget {
             _ => of_few(&state.promised[..], (1.0 / each).ceil() as usize, dice),
         };
         state.promised[chosen] = state.promised[chosen].saturating_add(1);
-        Later(Duration::from_secs(chosen as u64 + 1))
+        Duration::from_secs(chosen as u64 + 1)
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -163,6 +158,11 @@ mod tests {
         Admission { rate: Some(Rate { per_second }), burst, max_handshakes: 0, wait }
     }
 
+    /// The turn, or when to come back.
+    fn take(budget: &Budget, now: Instant, dice: u32) -> Result<Duration, Duration> {
+        budget.turn(now).ok_or_else(|| budget.later(now, dice))
+    }
+
     struct Storm {
         /// When each handshake was offered to what is behind, in milliseconds.
         offered: Vec<u64>,
@@ -183,12 +183,12 @@ mod tests {
         let mut out = clients;
         while let Some(Reverse((at, returning))) = coming.pop().filter(|_| out > 0) {
             storm.tries += usize::from(returning);
-            match budget.take(start + Duration::from_millis(at), rng.random()) {
+            match take(&budget, start + Duration::from_millis(at), rng.random()) {
                 Ok(turn) => {
                     storm.offered.push(at + turn.as_millis() as u64);
                     out -= usize::from(returning);
                 }
-                Err(Later(told)) => {
+                Err(told) => {
                     storm.longest_told = storm.longest_told.max(told.as_secs());
                     let again = at + told.as_millis() as u64 + rng.random_range(0..30);
                     coming.push(Reverse((again, returning)));
@@ -223,23 +223,23 @@ mod tests {
     fn a_short_overload_is_told_a_short_wait() {
         let now = Instant::now();
         let budget = Budget::new(conf(10.0, 2, 0), now).unwrap();
-        assert_eq!(budget.take(now, 0), Ok(Duration::ZERO));
-        assert_eq!(budget.take(now, 0), Ok(Duration::ZERO));
-        assert_eq!(budget.take(now, 0), Err(Later(Duration::from_secs(1))));
-        assert_eq!(budget.take(now, 1), Err(Later(Duration::from_secs(2))), "not all in the same second");
-        assert_eq!(budget.take(now + Duration::from_millis(100), 0), Ok(Duration::ZERO));
+        assert_eq!(take(&budget, now, 0), Ok(Duration::ZERO));
+        assert_eq!(take(&budget, now, 0), Ok(Duration::ZERO));
+        assert_eq!(take(&budget, now, 0), Err(Duration::from_secs(1)));
+        assert_eq!(take(&budget, now, 1), Err(Duration::from_secs(2)), "not all in the same second");
+        assert_eq!(take(&budget, now + Duration::from_millis(100), 0), Ok(Duration::ZERO));
     }
 
     #[test]
     fn a_wait_makes_turns_and_slow_rates_leave_gaps() {
         let now = Instant::now();
         let budget = Budget::new(conf(2.0, 1, 1000), now).unwrap();
-        let turns: Vec<_> = (0..3).map(|_| budget.take(now, 0).unwrap().as_millis()).collect();
+        let turns: Vec<_> = (0..3).map(|_| take(&budget, now, 0).unwrap().as_millis()).collect();
         assert_eq!(turns, [0, 500, 1000]);
-        assert!(budget.take(now, 0).is_err());
+        assert!(take(&budget, now, 0).is_err());
         let budget = Budget::new(conf(0.1, 1, 0), now).unwrap();
-        budget.take(now, 0).unwrap();
-        let told: Vec<_> = (0..3).map(|_| budget.take(now, 0).unwrap_err().0.as_secs()).collect();
+        take(&budget, now, 0).unwrap();
+        let told: Vec<_> = (0..3).map(|_| take(&budget, now, 0).unwrap_err().as_secs()).collect();
         assert_eq!(told, [1, 12, 23], "at 0.1/s a place comes every ten seconds or so");
     }
 
@@ -248,13 +248,13 @@ mod tests {
         let now = Instant::now();
         let budget = Budget::new(conf(2.0, 1, 0), now).unwrap();
         for dice in 0..5000 {
-            if let Err(Later(told)) = budget.take(now, dice) {
+            if let Err(told) = take(&budget, now, dice) {
                 assert!((1..=HORIZON as u64).contains(&told.as_secs()), "{told:?}");
             }
         }
         let later = now + Duration::from_secs(3600);
-        budget.take(later, 0).unwrap();
-        assert_eq!(budget.take(later, 0), Err(Later(Duration::from_secs(1))), "it has lapsed");
+        take(&budget, later, 0).unwrap();
+        assert_eq!(take(&budget, later, 0), Err(Duration::from_secs(1)), "it has lapsed");
     }
 
     #[tokio::test(start_paused = true)]
@@ -266,7 +266,7 @@ mod tests {
         let before = tokio::time::Instant::now();
         assert!(budget.slot().await.is_err());
         assert_eq!(before.elapsed(), Duration::from_millis(500));
-        assert_eq!(budget.no_slot(Instant::now(), 0), Later(Duration::from_secs(1)));
+        assert_eq!(budget.later(Instant::now(), 0), Duration::from_secs(1));
         drop(first);
         assert!(budget.slot().await.is_ok());
     }
