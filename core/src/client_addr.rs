@@ -74,8 +74,7 @@ fn believed_of(headers: &HeaderMap, believed: ForwardedHeader) -> Option<Forward
 
 /// From the nearest hop to the farthest, as is the next.
 fn x_forwarded_for(headers: &HeaderMap) -> impl Iterator<Item = Hop> {
-    let lines: Vec<&str> =
-        headers.get_all(FORWARDED_FOR).iter().map(|v| v.to_str().unwrap_or("?")).collect();
+    let lines: Vec<&str> = headers.get_all(FORWARDED_FOR).iter().map(|v| v.to_str().unwrap_or("?")).collect();
     lines.into_iter().rev().flat_map(|line| line.rsplit(',')).map(|hop| (parse(hop.trim()), None))
 }
 

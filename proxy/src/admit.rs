@@ -37,9 +37,9 @@ use weir_conf::units::{Cidr, Rate};
 /// What a client over a count of connections is told: they end when somebody leaves, so nobody
 /// knows when.
 const RETRY_CONNECTIONS: Duration = Duration::from_secs(5);
-/// Refused connections that are answered with patience (`answer.rs`) at once; beyond it they are
-/// just closed, so that a flood costs an accept each and holds no sockets.
-const MAX_LINGERING: usize = 256;
+/// Refused ones that are answered with patience (`answer.rs`) at once. Beyond it connections are just
+/// closed, so that a flood costs an accept each and holds no sockets.
+const MAX_LINGERING: usize = 1024;
 
 /// Why not: what the client is told, and the cause for metrics and log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -117,7 +117,8 @@ impl Admit {
             let old = before.and_then(|b| b.tokens.get(name));
             tokens.insert(name.clone(), Verifier::build(name, token, old, metrics)?);
         }
-        let handshakes = |old: Option<&Arc<Rates>>| renewed(old, conf.handshake_rate, conf.handshake_burst, now);
+        let handshakes =
+            |old: Option<&Arc<Rates>>| renewed(old, conf.handshake_rate, conf.handshake_burst, now);
         let routes = conf.route.iter().map(|route| {
             let name = gate::identity(route);
             let old = before.and_then(|b| b.routes.get(&name));

@@ -3,7 +3,8 @@
 use crate::forward;
 use bytes::Bytes;
 use http::header::{
-    CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, HeaderValue, RETRY_AFTER, SEC_WEBSOCKET_VERSION, WWW_AUTHENTICATE,
+    CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, HeaderValue, RETRY_AFTER, SEC_WEBSOCKET_VERSION,
+    WWW_AUTHENTICATE,
 };
 use http::{Response, StatusCode};
 use std::io;
@@ -48,6 +49,16 @@ pub async fn send_and_close<S>(stream: &mut S, response: Response<Bytes>) -> io:
 where
     S: AsyncRead + AsyncWrite + Unpin + ?Sized,
 {
+    send(stream, response).await?;
+    let _ = timeout(LINGER, discard(stream)).await;
+    Ok(())
+}
+
+/// The same to a client that has sent its request and, most likely, nothing after it.
+pub async fn send<S>(stream: &mut S, response: Response<Bytes>) -> io::Result<()>
+where
+    S: AsyncRead + AsyncWrite + Unpin + ?Sized,
+{
     let (mut parts, body) = response.into_parts();
     forward::rewrite_response(&mut parts.headers);
     parts.headers.insert(CONTENT_LENGTH, HeaderValue::from(body.len()));
@@ -56,9 +67,7 @@ where
     forward::write_headers(&parts.headers, &mut out);
     out.extend_from_slice(b"\r\n");
     out.extend_from_slice(&body);
-    write(stream, &out).await?;
-    let _ = timeout(LINGER, discard(stream)).await;
-    Ok(())
+    write(stream, &out).await
 }
 
 pub fn status_line(status: StatusCode) -> Vec<u8> {

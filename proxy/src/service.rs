@@ -103,8 +103,7 @@ impl Service {
         let spoken_for = |peer| snapshot.trusted.contains(peer);
         if !spoken_for(socket) {
             admit.listed(socket)?;
-            let (place, address) = (admit.connection()?, admit.address(socket)?);
-            return Ok((socket, Places { place, address }));
+            return Ok((socket, (admit.connection()?, admit.address(socket)?)));
         }
         let place = admit.connection()?;
         let peer = arrive::named_peer(snapshot, client, socket).await.map_err(|why| {
@@ -113,10 +112,10 @@ impl Service {
         });
         let peer = peer.map_err(|()| None)?;
         if spoken_for(peer) {
-            return Ok((peer, Places { place, address: None }));
+            return Ok((peer, (place, None)));
         }
         admit.listed(peer)?;
-        Ok((peer, Places { place, address: admit.address(peer)? }))
+        Ok((peer, (place, admit.address(peer)?)))
     }
 
     /// Whether a kept-alive connection brings another request.
@@ -165,7 +164,7 @@ impl Service {
             Ok(admitted) => admitted,
             Err(refused) => return self.refuse(snapshot, client, refused, &access, websocket).await,
         };
-        let of_request = OfRequest { address: own_address, route: held };
+        let of_request = (own_address, held);
         let wants_close = crate::front::upgrade::tokens(&head.parts.headers, http::header::CONNECTION)
             .any(|t| t.eq_ignore_ascii_case("close"));
         let origin = Origin { client: from.client, conn: &from.conn, trusted: from.trusted };
@@ -183,9 +182,8 @@ impl Service {
         forward::mark_upgrade(&mut head.parts.headers);
         match &route.target {
             Target::Node { acceptor, .. } => {
-                let permit = Permit { connection: places, request: of_request, busy };
-                let exchange = (client, handshake);
-                self.hand_over(acceptor, exchange, head.parts, from, access, permit);
+                let held = (places, of_request, busy);
+                self.hand_over(acceptor, (client, handshake), head.parts, from, access, held);
                 Next::Done
             }
             Target::Upstream(upstream) => {
@@ -197,7 +195,7 @@ impl Service {
                     metrics: self.metrics.clone(),
                     closing: self.closing.clone(),
                     idle: snapshot.conf.idle_timeout,
-                    permit: Permit { connection: places, request: of_request, busy },
+                    permit: (places, of_request, busy),
                 };
                 self.tunnel(client, greeted, held).await
             }
@@ -308,7 +306,7 @@ impl Service {
     }
 
     /// A connection that may not come in. So many are answered with patience; in a flood the rest is
-    /// closed at once.
+    /// closed at once, which costs next to nothing.
     async fn turn_away(&self, snapshot: &Snapshot, client: Client, refused: Refused) {
         self.metrics.refuse(refused.cause);
         let Some(_lingering) = snapshot.admit.linger() else { return };
@@ -317,6 +315,7 @@ impl Service {
         let _client_gone = answer::send_and_close(&mut tcp, response).await;
     }
 
+    /// A request that may not come in: always answered, and with patience where there is leave for it.
     async fn refuse(
         &self,
         snapshot: &Snapshot,
@@ -329,7 +328,13 @@ impl Service {
         if websocket {
             self.metrics.handshake(cause);
         }
-        self.turn_away(snapshot, client, refused).await;
+        self.metrics.refuse(cause);
+        let (mut tcp, _dies_here) = client.into_parts();
+        let response = answer::response(status, refused.retry_after);
+        let _client_gone = match snapshot.admit.linger() {
+            Some(_lingering) => answer::send_and_close(&mut tcp, response).await,
+            None => answer::send(&mut tcp, response).await,
+        };
         access.log("refused", End { status, bytes: None, cause });
         Next::Done
     }

@@ -124,9 +124,7 @@ impl Verifier {
         proof.map_err(|wrong| {
             tracing::debug!(reason = wrong.reason, text = wrong.text, "token refused");
             match wrong.reason {
-                "no_keys" => {
-                    Refused { status: 503, cause: "token_keys", retry_after: Some(RETRY_KEYS) }
-                }
+                "no_keys" => Refused { status: 503, cause: "token_keys", retry_after: Some(RETRY_KEYS) },
                 _ => Refused { status: 401, cause: "token", retry_after: None },
             }
         })
@@ -151,12 +149,15 @@ impl Verifier {
             jwt::claims(token, &header, keys()).map_err(|text| Wrong::new("signature", text))?;
         let since_epoch = now.duration_since(UNIX_EPOCH).unwrap_or_default();
         let left = self.rules.check(&claims, since_epoch.as_secs_f64())?;
-        let passed_on = self.passed_on.iter().filter_map(|(claim, header)| {
-            Some((header.clone(), claims::as_header(claims.get(claim)?)?))
-        });
+        let passed_on = self
+            .passed_on
+            .iter()
+            .filter_map(|(claim, header)| Some((header.clone(), claims::as_header(claims.get(claim)?)?)));
         Ok(Proof {
             passed_on: passed_on.collect(),
-            close_at: left.filter(|_| self.conf.close_at_expiry).and_then(|left| Instant::now().checked_add(left)),
+            close_at: left
+                .filter(|_| self.conf.close_at_expiry)
+                .and_then(|left| Instant::now().checked_add(left)),
             claims,
         })
     }

@@ -9,7 +9,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
-use weir_conf::proxy::{Proxy as Conf, Route, Sticky, Upstream};
+use weir_conf::proxy::{Gate, Proxy as Conf, Route, RouteLimits, Sticky, Upstream};
 use weir_core::accept::{Acceptor, Request};
 use weir_core::drain::Drain;
 use weir_proxy::{Inherited, LocalNode, Proxy};
@@ -45,7 +45,14 @@ fn front_with(servers: &[SocketAddr], node: Option<LocalNode>, change: impl FnOn
         let servers = servers.iter().map(ToString::to_string).collect();
         conf.upstream.insert("app".into(), Upstream { servers });
     }
-    conf.route = vec![Route { host: Some("a".into()), path: None, to: to.into(), sticky: Sticky::Ip }];
+    conf.route = vec![Route {
+        host: Some("a".into()),
+        path: None,
+        to: to.into(),
+        sticky: Sticky::Ip,
+        gate: Gate::default(),
+        limits: RouteLimits::default(),
+    }];
     change(&mut conf);
     let proxy = Proxy::bind(&conf, node, &mut Registry::default(), Inherited::new()).unwrap();
     let addr = proxy.local_addrs()[0];

@@ -2,8 +2,8 @@
 //! a cap on those under way. Pure but for the cap's semaphore: the time is an argument.
 //!
 //! Who is refused is told a second to come back in. Those seconds are a ledger: each has as many
-//! places as the rate allows, and a refused client is given one of the first two seconds that have
-//! any left. So thousands that were refused at once come back spread over the time that their
+//! places as the rate allows, and a refused client is given one of the next seconds that have any
+//! left, by chance. So thousands that were refused at once come back spread over the time that their
 //! number needs at this rate, later the more of them there are, and those that obey find a place.
 //! Places of clients that never come back lapse with their second.
 
@@ -14,6 +14,8 @@ use weir_conf::proxy::Admission;
 
 /// The ledger's seconds: with more ahead than these hold, a client is told one of the later half.
 const HORIZON: usize = 600;
+/// The line may get longer by one part in so many for the sake of chance.
+const SPREAD: usize = 4;
 /// What a second of the ledger holds of what the rate allows; the rest is for newcomers.
 const PROMISED: f64 = 0.95;
 
@@ -109,14 +111,14 @@ impl Budget {
     }
 }
 
+/// Any of the next free seconds, of more of them the longer the line is: who was refused in the same
+/// instant does not come back in the same one.
 fn of_many(promised: &[u32], each: u32, dice: u32) -> usize {
-    let mut free = (0..promised.len()).filter(|second| promised[*second] < each);
-    match (free.next(), free.next()) {
-        (Some(first), None) => first,
-        (Some(first), Some(_)) if dice.is_multiple_of(2) => first,
-        (_, Some(second)) => second,
-        (None, None) => late(promised.len(), dice),
-    }
+    let free = || (0..promised.len()).filter(|second| promised[*second] < each);
+    let Some(first) = free().next() else { return late(promised.len(), dice) };
+    let within = free().take_while(|second| *second <= first + 1 + first / SPREAD);
+    let nth = dice as usize % within.clone().count().max(1);
+    within.clone().nth(nth).unwrap_or(first)
 }
 
 fn of_few(promised: &[u32], gap: usize, dice: u32) -> usize {
@@ -201,9 +203,15 @@ mod tests {
 
     #[test]
     fn eight_thousand_at_once_are_let_in_at_the_pace_and_no_later() {
-        // Spread over a second or all in one instant, with and without a wait.
-        for (within, wait, burst) in [(1000, 1000, 100), (0, 1000, 100), (50, 1000, 1), (1000, 0, 100), (0, 0, 300)]
-        {
+        // Spread over a second or all in one instant. Without a wait, what of a second comes in the
+        // same moment is more than the burst, and some have to come again.
+        for (within, wait, burst, slack) in [
+            (1000, 1000, 100, 1.3),
+            (0, 1000, 100, 1.3),
+            (50, 1000, 1, 1.3),
+            (0, 0, 300, 1.3),
+            (1000, 0, 100, 1.8),
+        ] {
             for seed in 0..5 {
                 let case = format!("within {within} ms, wait {wait} ms, burst {burst}, seed {seed}");
                 let storm = storm(conf(300.0, burst, wait), 8000, within, seed);
@@ -212,9 +220,9 @@ mod tests {
                     assert!(in_a_second <= 300 + burst as usize, "{in_a_second} after {from} ms: {case}");
                 }
                 let last = *storm.offered.last().unwrap() as f64 / 1000.0;
-                assert!(last < 8000.0 / 300.0 * 1.3, "all in after {last} s: {case}");
+                assert!(last < 8000.0 / 300.0 * slack, "all in after {last} s: {case}");
                 assert!(storm.tries < 8000 * 3, "{} tries: {case}", storm.tries);
-                assert!(storm.longest_told <= 40, "told {} s: {case}", storm.longest_told);
+                assert!(storm.longest_told <= 50, "told {} s: {case}", storm.longest_told);
             }
         }
     }

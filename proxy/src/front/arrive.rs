@@ -28,26 +28,16 @@ pub struct From {
     pub trusted: bool,
 }
 
-/// What a connection holds as long as it lives.
-pub struct Places {
-    pub place: Place,
-    /// Of the peer itself; where the peer is trusted, the address is counted per request.
-    pub address: Option<KeyPlace>,
-}
+/// What a connection holds as long as it lives: its place, and that of its address. Where the peer is
+/// trusted, the address is that of a request.
+pub type Places = (Place, Option<KeyPlace>);
 
-/// What one request holds besides.
-pub struct OfRequest {
-    /// The address of the client for whom a trusted peer speaks.
-    pub address: Option<KeyPlace>,
-    pub route: gate::Held,
-}
+/// What one request holds besides: the place of the client for whom a trusted peer speaks, and those
+/// in its route.
+pub type OfRequest = (Option<KeyPlace>, gate::Held);
 
 /// Given back when a connection that became a WebSocket has ended.
-pub struct Permit {
-    pub connection: Places,
-    pub request: OfRequest,
-    pub busy: Busy,
-}
+pub type Permit = (Places, OfRequest, Busy);
 
 /// The peer that a trusted one names in a header of the PROXY protocol; it is taken off. `Err`: why
 /// the connection ends.

@@ -168,7 +168,11 @@ mod tests {
             long.as_str(),
         ];
         for line in table {
-            assert!(matches!(parse(line.as_bytes()), Parsed::Bad(_)), "{line:?}: {:?}", parse(line.as_bytes()));
+            assert!(
+                matches!(parse(line.as_bytes()), Parsed::Bad(_)),
+                "{line:?}: {:?}",
+                parse(line.as_bytes())
+            );
         }
         let four = [0; 12];
         for bytes in [

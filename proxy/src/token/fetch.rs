@@ -70,7 +70,8 @@ fn connector(ca: &str) -> Result<TlsConnector, String> {
     if ca.is_empty() {
         let (known, _unreadable) = roots.add_parsable_certificates(load_native_certs().certs);
         if known == 0 {
-            return Err("the system has no certificates of authorities; needed for https:// without jwks_ca".to_owned());
+            return Err("the system has no certificates of authorities; needed for https:// without jwks_ca"
+                .to_owned());
         }
     }
     for certificate in CertificateDer::pem_slice_iter(ca.as_bytes()) {

@@ -26,7 +26,8 @@ pub fn find(places: &[TokenPlace], head: &Parts) -> Result<Option<String>, Wrong
 }
 
 fn all<'a>(place: &'a TokenPlace, head: &'a Parts) -> Vec<&'a str> {
-    let lines = |name| head.headers.get_all(name).into_iter().map(|v: &HeaderValue| v.to_str().unwrap_or_default());
+    let lines =
+        |name| head.headers.get_all(name).into_iter().map(|v: &HeaderValue| v.to_str().unwrap_or_default());
     match place {
         TokenPlace::Authorization => lines(AUTHORIZATION).filter_map(bearer).collect(),
         TokenPlace::Query(name) => {
@@ -34,7 +35,8 @@ fn all<'a>(place: &'a TokenPlace, head: &'a Parts) -> Vec<&'a str> {
             pairs.filter(|(n, v)| n == name && !v.is_empty()).map(|(_, value)| value).collect()
         }
         TokenPlace::Cookie(name) => {
-            let pairs = lines(COOKIE).flat_map(|line| line.split(';')).filter_map(|p| p.trim().split_once('='));
+            let pairs =
+                lines(COOKIE).flat_map(|line| line.split(';')).filter_map(|p| p.trim().split_once('='));
             let values = pairs.filter(|(n, _)| n == name).map(|(_, value)| value.trim_matches('"'));
             values.filter(|value| !value.is_empty()).collect()
         }
@@ -157,7 +159,9 @@ mod tests {
             strip(&places, &mut parts);
             assert_eq!(parts.uri.to_string(), want);
         }
-        for (offered, want) in [("bearer.t", None), ("chat, bearer.t,v2", Some("chat, v2")), ("chat", Some("chat"))] {
+        for (offered, want) in
+            [("bearer.t", None), ("chat, bearer.t,v2", Some("chat, v2")), ("chat", Some("chat"))]
+        {
             let mut parts = head("/", &[("sec-websocket-protocol", offered)]);
             strip(&places, &mut parts);
             let left = parts.headers.get(SEC_WEBSOCKET_PROTOCOL).map(|v| v.to_str().unwrap());
