@@ -110,7 +110,7 @@ impl Service {
             self.metrics.refuse("proxy_protocol");
             tracing::debug!(peer = %socket, why, "header of the PROXY protocol refused");
         });
-        let peer = peer.map_err(|()| None)?;
+        let peer = peer.map_err(|()| None)?.ok_or(None)?;
         if spoken_for(peer) {
             return Ok((peer, (place, None)));
         }
@@ -309,6 +309,7 @@ impl Service {
     /// closed at once, which costs next to nothing.
     async fn turn_away(&self, snapshot: &Snapshot, client: Client, refused: Refused) {
         self.metrics.refuse(refused.cause);
+        tracing::debug!(cause = refused.cause, "connection refused");
         let Some(_lingering) = snapshot.admit.linger() else { return };
         let (mut tcp, _dies_here) = client.into_parts();
         let response = answer::response(refused.status, refused.retry_after);

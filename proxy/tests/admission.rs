@@ -72,7 +72,7 @@ async fn seen(listener: &TcpListener, front: &Front, request: &str) -> String {
 async fn without_a_good_token_nothing_reaches_the_server() {
     let (listener, addr) = listener().await;
     let front = front(&[addr], with_token);
-    let forged = token("{\"sub\":\"root\",\"exp\":4102444800}").replace(|c: char| c == '.', "x.");
+    let forged = token("{\"sub\":\"root\",\"exp\":4102444800}").replace('.', "x.");
     let mut bodies = Vec::new();
     for fields in [
         String::new(),
@@ -362,4 +362,51 @@ async fn the_budget_paces_handshakes_and_tells_the_rest_when_to_come() {
     assert!(let_in >= 20 && let_in as f64 <= most, "{let_in} let in within {took} s");
     assert!(refused.iter().all(|seconds| (1..=5).contains(seconds)), "{refused:?}");
     assert!(refused.iter().any(|seconds| *seconds > 1), "not all in the same second: {refused:?}");
+}
+
+#[tokio::test]
+async fn each_refusal_is_counted_by_its_cause() {
+    let (silent, addr) = listener().await;
+    let front = front(&[addr], |c| {
+        with_token(c);
+        loopback(c);
+        c.proxy_protocol = ProxyProtocol::Optional;
+        c.deny = vec![range("203.0.113.0", 24)];
+        c.route[0].gate.origins = vec!["https://a".into()];
+        c.route[0].limits.request_rate = Some(Rate { per_second: 0.001 });
+        c.route[0].limits.request_burst = 1;
+    });
+    let from = |client: &str, fields: &str| upgrade(&format!("X-Forwarded-For: {client}\r\n{fields}"));
+    for _ in 0..2 {
+        front.ask(&from("203.0.113.9", "")).await;
+        front.ask(&from("1.1.1.1", "Origin: https://b\r\n")).await;
+    }
+    for fields in ["", "Authorization: Bearer x\r\n", "Authorization: Bearer x.y.z\r\n"] {
+        front.ask(&from("1.1.1.1", fields)).await;
+    }
+    let mut garbage = front.connect().await;
+    garbage.write_all(b"PROXY TCP9\r\n").await.unwrap();
+    let _closed_or_reset = timeout(HANGS, garbage.read(&mut [0])).await.unwrap();
+    let plain = format!("GET / HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {}\r\n\r\n", good_token());
+    let _first_is_never_answered = {
+        let mut client = front.connect().await;
+        client.write_all(plain.as_bytes()).await.unwrap();
+        let (tcp, _) = timeout(HANGS, silent.accept()).await.unwrap().unwrap();
+        (client, tcp)
+    };
+    assert!(front.ask(&plain).await.starts_with("HTTP/1.1 429 "));
+    for (line, count) in [
+        ("refused_total{cause=\"denied\"}", 2),
+        ("refused_total{cause=\"origin\"}", 2),
+        ("refused_total{cause=\"token\"}", 3),
+        ("refused_total{cause=\"request_rate\"}", 1),
+        ("refused_total{cause=\"proxy_protocol\"}", 1),
+        ("tokens_total{outcome=\"missing\"}", 1),
+        ("tokens_total{outcome=\"malformed\"}", 2),
+        ("tokens_total{outcome=\"good\"}", 2),
+        ("handshakes_total{outcome=\"origin\"}", 2),
+    ] {
+        let text = front.metrics();
+        assert!(text.contains(&format!("weir_proxy_{line} {count}\n")), "{line} {count} in\n{text}");
+    }
 }

@@ -39,15 +39,16 @@ pub type OfRequest = (Option<KeyPlace>, gate::Held);
 /// Given back when a connection that became a WebSocket has ended.
 pub type Permit = (Places, OfRequest, Busy);
 
-/// The peer that a trusted one names in a header of the PROXY protocol; it is taken off. `Err`: why
-/// the connection ends.
+/// The peer that a trusted one names in a header of the PROXY protocol; it is taken off. `Ok(None)`: it
+/// left without a word, as load balancers do to see whether somebody listens. `Err`: why the connection
+/// ends.
 pub async fn named_peer(
     snapshot: &Snapshot,
     client: &mut Client,
     peer: IpAddr,
-) -> Result<IpAddr, &'static str> {
+) -> Result<Option<IpAddr>, &'static str> {
     let required = match snapshot.conf.proxy_protocol {
-        ProxyProtocol::Off => return Ok(peer),
+        ProxyProtocol::Off => return Ok(Some(peer)),
         ProxyProtocol::Optional => false,
         ProxyProtocol::Required => true,
     };
@@ -55,7 +56,7 @@ pub async fn named_peer(
         // Nothing has begun: it has the time of a head.
         match timeout(snapshot.conf.head_timeout, client.fill()).await {
             Ok(Ok(1..)) => {}
-            _ => return Ok(peer),
+            _ => return Ok(None),
         }
     }
     let header = async {
@@ -63,15 +64,16 @@ pub async fn named_peer(
             match proxy_protocol::parse(&client.ahead) {
                 Parsed::Whole { length, client: named } => {
                     let _taken_off = client.ahead.split_to(length);
-                    return Ok(named.map_or(peer, |named| named.to_canonical()));
+                    return Ok(Some(named.map_or(peer, |named| named.to_canonical())));
                 }
-                Parsed::Absent if !required => return Ok(peer),
+                Parsed::Absent if !required => return Ok(Some(peer)),
                 Parsed::Absent => return Err("no header of the PROXY protocol"),
                 Parsed::Bad(why) => return Err(why),
                 Parsed::Partial => {}
             }
             match client.fill().await {
                 Ok(1..) => {}
+                _ if client.ahead.is_empty() => return Ok(None),
                 _ => return Err("closed within its header"),
             }
         }

@@ -60,6 +60,11 @@ impl Jwks {
         })
     }
 
+    /// Whether such keys are looked for in it at all.
+    pub fn may_have(&self, algorithm: Algorithm) -> bool {
+        self.only.contains(&algorithm) && !jwt::HMAC.contains(&algorithm)
+    }
+
     /// The keys that may have signed a token: the one that it names, or without a name all.
     pub async fn keys(
         self: &Arc<Self>,
@@ -128,7 +133,11 @@ impl Jwks {
 
 impl Set {
     fn find(&self, kid: Option<&str>, algorithm: Algorithm) -> Vec<Key> {
-        let named = |own: &Option<String>| kid.is_none_or(|kid| own.as_deref() == Some(kid));
+        // A key without a name may be any.
+        let named = |own: &Option<String>| match (kid, own) {
+            (Some(kid), Some(own)) => kid == own,
+            _ => true,
+        };
         let fits = self.keys.iter().filter(|(own, key)| named(own) && key.takes(algorithm));
         fits.map(|(_, key)| key.clone()).collect()
     }

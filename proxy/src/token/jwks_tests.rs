@@ -139,6 +139,23 @@ async fn a_new_key_is_fetched_and_an_old_one_goes() {
 }
 
 #[tokio::test]
+async fn keys_of_the_conf_need_no_fetch_and_some_tokens_are_not_worth_one() {
+    let server = Server::default();
+    server.set(&json!({"keys": [Ed::new("a").jwk()]}));
+    let url = format!("http://{}/keys", server.serve(None).await);
+    let rsa = Secret::new(super::super::tests::RSA_PUBLIC.into());
+    let only = ["RS256", "EdDSA"].map(weir_conf::proxy::Algorithm).to_vec();
+    let verifier = verifier(&Token { rsa_public_key: rsa, algorithms: only, ..conf(url) });
+    assert_eq!(reason(&verifier, RS256).await, "good");
+    assert_eq!(reason(&verifier, PS256).await, "algorithm");
+    let hmac = token(&json!({"alg": "HS256", "kid": "a"}), &json!({}), |_| vec![0; 32]);
+    assert_eq!(reason(&verifier, &hmac).await, "algorithm");
+    assert_eq!(server.asked.load(Relaxed), 0);
+    assert_eq!(reason(&verifier, &Ed::new("b").token()).await, "key");
+    assert_eq!(server.asked.load(Relaxed), 1);
+}
+
+#[tokio::test]
 async fn many_at_once_make_one_fetch() {
     let key = Ed::new("a");
     let server = Server::default();

@@ -119,7 +119,8 @@ mod tests {
             TokenPlace::Cookie("sid".into()),
             TokenPlace::Subprotocol("bearer.".into()),
         ];
-        let cases: [(&str, &[(&'static str, &str)], Option<&str>); 12] = [
+        type Fields = &'static [(&'static str, &'static str)];
+        let cases: [(&str, Fields, Option<&str>); 12] = [
             ("/", &[], None),
             ("/", &[("authorization", "Bearer a.b.c")], Some("a.b.c")),
             ("/", &[("authorization", "bEARER  a.b.c ")], Some("a.b.c")),

@@ -25,6 +25,7 @@ pub struct Front {
     pub addr: SocketAddr,
     pub drain: Drain,
     pub ended: JoinHandle<std::io::Result<()>>,
+    registry: Registry,
 }
 
 pub fn front(servers: &[SocketAddr], change: impl FnOnce(&mut Conf)) -> Front {
@@ -52,16 +53,23 @@ pub fn front_with(servers: &[SocketAddr], node: Option<LocalNode>, change: impl 
         limits: RouteLimits::default(),
     }];
     change(&mut conf);
-    let proxy = Proxy::bind(&conf, node, &mut Registry::default(), Inherited::new()).unwrap();
+    let mut registry = Registry::default();
+    let proxy = Proxy::bind(&conf, node, &mut registry, Inherited::new()).unwrap();
     let addr = proxy.local_addrs()[0];
     let drain = Drain::new();
     let ended = tokio::spawn(proxy.run(drain.clone()));
-    Front { addr, drain, ended }
+    Front { addr, drain, ended, registry }
 }
 
 impl Front {
     pub async fn connect(&self) -> TcpStream {
         TcpStream::connect(self.addr).await.unwrap()
+    }
+
+    pub fn metrics(&self) -> String {
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &self.registry).unwrap();
+        text
     }
 
     /// A tunnel.
