@@ -31,7 +31,7 @@ javascript() {
 
 python() {
   local venv=clients/python/.venv from=clients/python/requirements.txt
-  up_to_date "$venv/installed" "$from" && "$venv/bin/python" -c 'import centrifuge' && return
+  up_to_date "$venv/installed" "$from" && "$venv/bin/python" -c 'import centrifuge, fastapi, daphne' && return
   echo "tests/setup.sh: pip install"
   rm -rf "$venv"
   python3 -m venv "$venv" || fail "python3 cannot make a virtual environment (Debian: python3-venv)"

@@ -10,6 +10,8 @@ pub struct Admin {
     pub listen: SocketAddr,
     /// Bearer token for `/admin/v1/…`; needed for everything when `listen` is not loopback.
     pub token: Secret,
+    /// Where a successor waits for the listeners of the process that it replaces.
+    pub upgrade_socket: String,
 }
 
-keys!(Admin { enabled, listen, token });
+keys!(Admin { enabled, listen, token, upgrade_socket });

@@ -7,6 +7,8 @@ mod admission;
 mod listeners;
 mod node;
 mod proxy;
+mod reach;
+mod route;
 
 use crate::Config;
 use crate::error::{Mistake, Place};
@@ -24,6 +26,7 @@ pub(crate) fn check(config: &Config, reader: &mut Reader<'_>, whole: &Place) {
     if config.roles.proxy {
         rules.upstreams();
         rules.routes();
+        rules.tunnels();
         rules.admission();
         rules.tokens();
     }

@@ -9,6 +9,7 @@ pub mod broker;
 pub mod channel;
 mod check;
 pub mod error;
+mod inline;
 pub mod load;
 pub mod node;
 pub mod proxy;

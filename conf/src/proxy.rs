@@ -3,17 +3,22 @@
 mod admission;
 mod route;
 mod token;
+mod tunnel;
 mod upstream;
 
+pub use crate::node::Drain;
 pub use admission::{Admission, ForwardedHeader, Gate, ProxyProtocol, RouteLimits};
-pub use route::{Route, Sticky};
+pub(crate) use route::is_token;
+pub use route::{
+    Action, Affinity, Answer, HeaderEdits, HeaderMatch, HeaderTest, HeaderValues, HostHeader, Part, Pattern,
+    Redirect, Rewrite, Route, SameSite, Secure, Sticky, Template, Var,
+};
 pub use token::{Algorithm, Token, TokenPlace};
+pub use tunnel::{Over, Tunnel, TunnelOverride};
 pub use upstream::Upstream;
 
-pub(crate) use route::is_token;
-
 use crate::section::keys;
-use crate::units::{Bytes, Cidr, Rate};
+use crate::units::{Bytes, Cidr, Rate, Secret};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -29,7 +34,7 @@ pub struct Proxy {
     pub forwarded_header: ForwardedHeader,
     /// Of trusted peers.
     pub proxy_protocol: ProxyProtocol,
-    /// Addresses that may come in; `[]`: all. Over it 403.
+    /// Addresses that may come in; `[]`: all. Others get 403.
     pub allow: Vec<Cidr>,
     /// Goes over `allow`.
     pub deny: Vec<Cidr>,
@@ -55,10 +60,22 @@ pub struct Proxy {
     pub connect_tries: u32,
     /// From the request sent to a server to the head of its answer.
     pub handshake_timeout: Duration,
-    /// A tunnel without a byte in either direction is closed after this. Zero: never.
-    pub idle_timeout: Duration,
-    /// How long a drain may take before tunnels are closed.
-    pub drain_timeout: Duration,
+    /// Silence of a server over the answer to a plain request; over it 504, or the answer is cut.
+    pub read_timeout: Duration,
+    /// Largest body of a plain request; over it 413. 0: no limit.
+    pub max_body_size: usize,
+    /// Whether servers get `Forwarded` (RFC 7239) besides `X-Forwarded-…`.
+    pub forwarded: bool,
+    /// Signs the cookies of `sticky = { by = "affinity" }`.
+    pub affinity_secret: Secret,
+    /// The one before: its cookies are honoured, and replaced as they come.
+    pub affinity_previous_secret: Secret,
+    /// A connection that is silent for so long is probed by the kernel. Zero: not.
+    pub tcp_keepalive: Duration,
+    /// A peer that acknowledges nothing for so long is gone. Zero: the system's own patience.
+    pub tcp_user_timeout: Duration,
+    pub tunnel: Tunnel,
+    pub drain: Drain,
     pub admission: Admission,
     pub breaker: Breaker,
     pub token: BTreeMap<String, Token>,
@@ -97,8 +114,15 @@ keys!(Proxy {
     connect_timeout in TICK..,
     connect_tries in 1..=100,
     handshake_timeout in TICK..,
-    idle_timeout,
-    drain_timeout,
+    read_timeout in TICK..,
+    max_body_size as Bytes,
+    forwarded,
+    affinity_secret,
+    affinity_previous_secret,
+    tcp_keepalive,
+    tcp_user_timeout,
+    tunnel,
+    drain,
     admission,
     breaker,
     token,

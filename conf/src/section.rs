@@ -269,14 +269,18 @@ impl<'r, 't> Section<'r, 't> {
     }
 
     fn hint(&self, key: &str) -> String {
+        let mut elsewhere = Vec::new();
+        find_key(self.reader.defaults, key, "", &mut elsewhere);
+        let below = elsewhere.iter().find(|path| path.starts_with(&format!("{}.", self.path)));
+        if let Some(below) = below.filter(|_| !self.path.is_empty()) {
+            return format!("did you mean {below}?");
+        }
         let close = self.asked.iter().map(|known| (distance(key, known), known)).min();
         if let Some((distance, known)) = close
             && distance <= (key.len() / 3).clamp(1, 4)
         {
             return format!("did you mean {known}?");
         }
-        let mut elsewhere = Vec::new();
-        find_key(self.reader.defaults, key, "", &mut elsewhere);
         if !elsewhere.is_empty() {
             return format!("did you mean {}?", elsewhere.join(" or "));
         }

@@ -13,7 +13,7 @@ pub struct Rate {
 
 impl Rate {
     /// Zero is a rate too; negative is none.
-    pub(crate) fn parse(text: &str) -> Option<Rate> {
+    pub fn parse(text: &str) -> Option<Rate> {
         let (count, unit) = text.split_once('/')?;
         if !count.starts_with(|c: char| c.is_ascii_digit()) {
             return None;
@@ -80,6 +80,34 @@ impl fmt::Display for Bytes {
             Some((unit, bytes)) => write!(f, "{}{unit}", self.0 / bytes),
             None => write!(f, "{}B", self.0),
         }
+    }
+}
+
+/// A size per second, while it is read: `"64KiB/s"`. Sections hold it as a `usize`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct BytesPerSecond(pub usize);
+
+impl BytesPerSecond {
+    pub(crate) fn parse(text: &str) -> Option<BytesPerSecond> {
+        text.strip_suffix("/s").and_then(parse_size).map(|Bytes(bytes)| BytesPerSecond(bytes))
+    }
+}
+
+impl From<BytesPerSecond> for usize {
+    fn from(rate: BytesPerSecond) -> usize {
+        rate.0
+    }
+}
+
+impl From<usize> for BytesPerSecond {
+    fn from(bytes: usize) -> BytesPerSecond {
+        BytesPerSecond(bytes)
+    }
+}
+
+impl fmt::Display for BytesPerSecond {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/s", Bytes(self.0))
     }
 }
 
@@ -269,6 +297,17 @@ mod tests {
         for text in ["64KiB", "3GiB", "1000B", "0B"] {
             assert_eq!(parse_size(text).unwrap().to_string(), text);
         }
+    }
+
+    #[test]
+    fn sizes_per_second() {
+        let bytes = |text| BytesPerSecond::parse(text).map(|b| b.0);
+        assert_eq!(bytes("64KiB/s"), Some(65_536));
+        assert_eq!(bytes("0B/s"), Some(0));
+        for text in ["64KiB", "64KiB/min", "/s", "1.5MB/s"] {
+            assert_eq!(bytes(text), None, "{text:?}");
+        }
+        assert_eq!(BytesPerSecond(3 << 20).to_string(), "3MiB/s");
     }
 
     #[test]

@@ -145,7 +145,7 @@ fn keys(text: &str) -> BTreeSet<(String, String)> {
 fn the_reference_names_every_key_and_its_examples_are_sound() {
     let secrets = std::env::temp_dir().join(format!("weir-conf-{}", std::process::id()));
     std::fs::create_dir_all(&secrets).unwrap();
-    for name in ["admin-token", "api-key", "token-secret", "rsa.pub.pem"] {
+    for name in ["admin-token", "api-key", "token-secret", "rsa.pub.pem", "affinity-secret"] {
         std::fs::write(secrets.join(name), format!("{name} of thirty-two characters or more\n")).unwrap();
     }
     let (front, back) = with_examples(&secrets);
@@ -155,16 +155,17 @@ fn the_reference_names_every_key_and_its_examples_are_sound() {
     std::fs::remove_dir_all(&secrets).unwrap();
     assert_eq!(front.config.node.api_key.reveal(), "api-key of thirty-two characters or more");
     assert_eq!(back.config.broker.secret.reveal(), "sixteen bytes or more");
-    let route = front.config.proxy.route.iter().find(|route| route.to == "app").unwrap();
+    let route = front.config.proxy.route.iter().rfind(|route| route.upstream() == Some("app")).unwrap();
     assert_eq!(route.sticky, Sticky::Cookie("sid".into()));
 
     let written = keys(REFERENCE);
     let known: BTreeSet<_> = [front, back].iter().flat_map(|loaded| keys(&loaded.to_toml())).collect();
     assert!(known.len() > 100, "{}", known.len());
     for (section, key) in known {
-        // A namespace takes the options of [channel].
-        let inherited =
-            section == "channel.namespace" && written.contains(&("channel".to_owned(), key.clone()));
+        // A namespace takes the options of [channel], a route those of [proxy.tunnel].
+        let inherited = [("channel.namespace", "channel"), ("proxy.route.tunnel", "proxy.tunnel")]
+            .iter()
+            .any(|(heir, from)| section == *heir && written.contains(&((*from).to_owned(), key.clone())));
         assert!(
             inherited || written.contains(&(section.clone(), key.clone())),
             "{section}.{key} is not in weir.toml"
@@ -205,8 +206,68 @@ fn what_is_printed_says_where_it_came_from() {
         line.split_whitespace().collect::<Vec<_>>().join(" ")
     };
     assert_eq!(line("name = \"a"), r#"name = "a\"b" # file my.toml:2"#);
-    assert_eq!(line("rate = \"1"), r#"rate = "1/s" # environment WEIR_NODE__DRAIN__RATE"#);
+    assert_eq!(line("rate = \"1/"), r#"rate = "1/s" # environment WEIR_NODE__DRAIN__RATE"#);
     assert_eq!(line("listen = [\"127"), r#"listen = ["127.0.0.1:7000"] # command line --set proxy.listen"#);
     assert_eq!(line("presence = true"), "presence = true # file my.toml:6");
     assert_eq!(line("outbox_size"), r#"outbox_size = "1MiB" # default"#);
+}
+
+#[test]
+fn routes_of_every_kind_read_back_as_they_are_printed() {
+    let text = r#"
+roles = ["proxy"]
+[proxy]
+affinity_secret = "thirty-two characters and more of them"
+[proxy.upstream.app]
+servers = "127.0.0.1:3000"
+[[proxy.route]]
+name = "all"
+host = ["a.example.com", "*.b.example.com"]
+path = "/rooms"
+path_exact = "/rooms/7"
+path_regex = '/rooms/(?P<room>\d+)'
+header = [{ name = "X-A", value = "1" }, { name = "X-B", regex = "a|b" }, { name = "X-C", present = false }]
+method = "GET"
+websocket = true
+to = "app"
+replace_prefix = "/r"
+host_header = "upstream"
+sticky = { by = "path", capture = "room" }
+connect_timeout = "2s"
+handshake_timeout = "3s"
+read_timeout = "4s"
+max_body_size = "1MiB"
+access_log = false
+[proxy.route.request_headers]
+remove = ["X-D"]
+set = { "X-E" = "{client_ip}, {{}}" }
+add = { "X-F" = "\"{host}\"" }
+[[proxy.route]]
+path = "/old"
+redirect = { to = "https://{host}{path_rest}{query}", status = 308 }
+[[proxy.route]]
+path_exact = "/down"
+answer = { status = 503, body = "back\nsoon", headers = { "Retry-After" = "60" } }
+[[proxy.route]]
+path = "/v1"
+to = "app"
+rewrite = { regex = "/v1/(.*)", to = "/{1}" }
+host_header = "app.internal:80"
+sticky = { by = "path", segment = 2 }
+[[proxy.route]]
+to = "app"
+strip_prefix = "/x"
+response_headers = { set = { "X-G" = "{request_id}" } }
+sticky = { by = "affinity", name = "srv", ttl = "0s", secure = true, same_site = "None", domain = "example.com" }
+"#;
+    let loaded = sound(&Sources::new().text("routes.toml", text));
+    assert_eq!(warnings(&loaded), [""; 0]);
+    let mut routes = loaded.config.proxy.route.clone();
+    assert_eq!(routes.len(), 5);
+    for printed in [loaded.to_toml(), loaded.config.to_toml()] {
+        let again = sound(&Sources::new().text("printed", printed)).config.proxy.route;
+        assert_eq!(again, routes);
+    }
+    routes.dedup();
+    assert_eq!(routes.len(), 5);
 }

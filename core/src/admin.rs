@@ -1,14 +1,16 @@
-//! The operator's listener: `/health`, `/ready`, `/metrics`.
+//! The operator's listener: `/health`, `/ready`, `/metrics`, and `/admin/v1/VERB` (see `admin/verbs.rs`).
 //!
 //! It is a listener of its own, so that nothing here can be reached through the public ones, and
 //! it wants a bearer token as soon as it listens anywhere but on loopback.
+
+pub mod verbs;
 
 use crate::drain::Drain;
 use crate::jwt::same_secret;
 use crate::metrics::{self, Registry};
 use bytes::Bytes;
 use http::{HeaderValue, Method, Request, Response, StatusCode, header};
-use http_body_util::Full;
+use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -19,12 +21,14 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
+use verbs::{Failure, Verbs};
 use weir_conf::admin::Admin as Conf;
 
 /// Connections served at once; further ones wait in the listener's backlog.
 const MAX_CONNECTIONS: usize = 64;
 /// A connection is closed after this, whatever it does: scrapers reconnect.
 const CONNECTION_TIMEOUT: Duration = Duration::from_secs(60);
+const VERBS: &str = "/admin/v1/";
 const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// One thing that must be well for `/ready`; the error says what is not.
@@ -38,8 +42,12 @@ pub struct Admin {
 }
 
 impl Admin {
-    pub fn bind(conf: &Conf) -> io::Result<Admin> {
-        let listener = std::net::TcpListener::bind(conf.listen)?;
+    /// `inherited` is a predecessor's socket, in place of a new one.
+    pub fn bind(conf: &Conf, inherited: Option<std::net::TcpListener>) -> io::Result<Admin> {
+        let listener = match inherited {
+            Some(listener) => listener,
+            None => std::net::TcpListener::bind(conf.listen)?,
+        };
         listener.set_nonblocking(true)?;
         Ok(Admin {
             listener: TcpListener::from_std(listener)?,
@@ -52,11 +60,24 @@ impl Admin {
         self.listener.local_addr()
     }
 
+    /// A second handle of its socket, for a successor.
+    pub fn socket(&self) -> io::Result<std::net::TcpListener> {
+        use std::os::fd::AsFd;
+        self.listener.as_fd().try_clone_to_owned().map(Into::into)
+    }
+
     /// Serves to the very end: while the rest drains, `/ready` says 503 and `/metrics` shows progress.
-    pub async fn run(self, registry: Registry, checks: Vec<(&'static str, Check)>, drain: Drain) {
+    pub async fn run(
+        self,
+        registry: Registry,
+        checks: Vec<(&'static str, Check)>,
+        verbs: Arc<dyn Verbs>,
+        drain: Drain,
+    ) {
         let state = Arc::new(State {
             registry,
             checks,
+            verbs,
             token: self.token,
             token_for_all: self.token_for_all,
             drain: drain.clone(),
@@ -89,6 +110,7 @@ impl Admin {
 struct State {
     registry: Registry,
     checks: Vec<(&'static str, Check)>,
+    verbs: Arc<dyn Verbs>,
     token: weir_conf::units::Secret,
     token_for_all: bool,
     drain: Drain,
@@ -96,8 +118,8 @@ struct State {
 
 async fn serve(stream: TcpStream, state: Arc<State>) {
     let service = service_fn(move |request| {
-        let response = state.answer(&request);
-        async move { Ok::<_, Infallible>(response) }
+        let state = state.clone();
+        async move { Ok::<_, Infallible>(state.answer(request).await) }
     });
     let connection = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
@@ -110,9 +132,17 @@ async fn serve(stream: TcpStream, state: Arc<State>) {
 }
 
 impl State {
-    fn answer(&self, request: &Request<Incoming>) -> Response<Full<Bytes>> {
-        if self.token_for_all && !self.authorized(request) {
-            return text(StatusCode::UNAUTHORIZED, "401 a bearer token (admin.token) is needed\n".into());
+    async fn answer(&self, request: Request<Incoming>) -> Response<Full<Bytes>> {
+        let verb = request.uri().path().strip_prefix(VERBS).map(str::to_owned);
+        if (self.token_for_all || verb.is_some()) && !self.authorized(&request) {
+            let why = match self.token.is_empty() {
+                true => "401 there is no admin.token in the conf, so orders are off\n",
+                false => "401 a bearer token (admin.token) is needed\n",
+            };
+            return text(StatusCode::UNAUTHORIZED, why.into());
+        }
+        if let Some(verb) = verb {
+            return self.order(&verb, request).await;
         }
         match (request.method(), request.uri().path()) {
             (&Method::GET, "/health") => text(StatusCode::OK, "ok\n".into()),
@@ -127,7 +157,30 @@ impl State {
             (_, "/health" | "/ready" | "/metrics") => {
                 text(StatusCode::METHOD_NOT_ALLOWED, "405 GET only\n".into())
             }
-            _ => text(StatusCode::NOT_FOUND, "404 /health /ready /metrics\n".into()),
+            _ => text(StatusCode::NOT_FOUND, "404 /health /ready /metrics /admin/v1/VERB\n".into()),
+        }
+    }
+
+    async fn order(&self, verb: &str, request: Request<Incoming>) -> Response<Full<Bytes>> {
+        if request.method() != Method::POST {
+            return text(StatusCode::METHOD_NOT_ALLOWED, "405 POST only\n".into());
+        }
+        let answer = match order_of(request).await {
+            Ok(order) => {
+                tracing::info!(verb, "order from an operator");
+                self.verbs.call(verb, order).await
+            }
+            Err(failure) => Err(failure),
+        };
+        match answer {
+            Ok(value) => {
+                let mut response = text(StatusCode::OK, format!("{value}\n"));
+                response
+                    .headers_mut()
+                    .insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+                response
+            }
+            Err(failure) => text(failure.status, format!("{}\n", failure.text)),
         }
     }
 
@@ -150,6 +203,20 @@ impl State {
         let given = request.headers().get(header::AUTHORIZATION).and_then(|v| v.to_str().ok());
         let given = given.and_then(|v| v.strip_prefix("Bearer ")).unwrap_or("");
         same_secret(given, self.token.reveal())
+    }
+}
+
+/// The body as a JSON object; none is an empty one.
+async fn order_of(request: Request<Incoming>) -> Result<serde_json::Value, Failure> {
+    let body = Limited::new(request.into_body(), verbs::MAX_BODY).collect().await;
+    let body = body.map_err(|error| Failure::bad(format!("the body cannot be read: {error}")))?.to_bytes();
+    if body.is_empty() {
+        return Ok(serde_json::Value::Object(Default::default()));
+    }
+    match serde_json::from_slice(&body) {
+        Ok(order @ serde_json::Value::Object(_)) => Ok(order),
+        Ok(_) => Err(Failure::bad("the body is not a JSON object")),
+        Err(error) => Err(Failure::bad(format!("the body is not JSON: {error}"))),
     }
 }
 
@@ -178,13 +245,57 @@ mod tests {
     }
 
     async fn start(listen: &str, token: &str, check: Check) -> (SocketAddr, Drain) {
-        let conf = Conf { enabled: true, listen: listen.parse().unwrap(), token: Secret::new(token.into()) };
-        let admin = Admin::bind(&conf).unwrap();
+        let conf = Conf {
+            listen: listen.parse().unwrap(),
+            token: Secret::new(token.into()),
+            ..weir_conf::Config::default().admin
+        };
+        let admin = Admin::bind(&conf, None).unwrap();
         let mut addr = admin.local_addr().unwrap();
         addr.set_ip([127, 0, 0, 1].into());
         let drain = Drain::new();
-        tokio::spawn(admin.run(metrics::registry(), vec![("bus", check)], drain.clone()));
+        tokio::spawn(admin.run(metrics::registry(), vec![("bus", check)], Arc::new(Echo), drain.clone()));
         (addr, drain)
+    }
+
+    struct Echo;
+
+    impl Verbs for Echo {
+        fn call<'a>(&'a self, verb: &'a str, order: serde_json::Value) -> verbs::Answer<'a> {
+            Box::pin(
+                async move { if verb == "none" { Err(Failure::unknown("no such verb")) } else { Ok(order) } },
+            )
+        }
+    }
+
+    #[tokio::test]
+    async fn orders_need_the_token_and_an_object() {
+        let post = |addr, verb: &'static str, token: &'static str, body: &'static str| async move {
+            let mut stream = TcpStream::connect(addr).await.unwrap();
+            let head = format!(
+                "POST /admin/v1/{verb} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\
+                 Authorization: Bearer {token}\r\nContent-Length: {}\r\n\r\n{body}",
+                body.len()
+            );
+            stream.write_all(head.as_bytes()).await.unwrap();
+            let mut out = String::new();
+            stream.read_to_string(&mut out).await.unwrap();
+            out
+        };
+        let (closed, _drain) = start("127.0.0.1:0", "", Box::new(|| Ok(()))).await;
+        assert!(post(closed, "echo", "", "{}").await.starts_with("HTTP/1.1 401"));
+        let (addr, _drain) = start("127.0.0.1:0", "sesame", Box::new(|| Ok(()))).await;
+        assert!(
+            get(addr, "/metrics", "").await.starts_with("HTTP/1.1 200"),
+            "on loopback only orders need it"
+        );
+        assert!(post(addr, "echo", "wrong", "{}").await.starts_with("HTTP/1.1 401"));
+        assert!(post(addr, "echo", "sesame", r#"{"a":1}"#).await.ends_with("{\"a\":1}\n"));
+        assert!(post(addr, "echo", "sesame", "").await.ends_with("{}\n"));
+        assert!(post(addr, "echo", "sesame", "[]").await.starts_with("HTTP/1.1 400"));
+        assert!(post(addr, "none", "sesame", "").await.starts_with("HTTP/1.1 404"));
+        let get = get(addr, "/admin/v1/echo", "Authorization: Bearer sesame\r\n").await;
+        assert!(get.starts_with("HTTP/1.1 405"), "{get}");
     }
 
     #[tokio::test]
@@ -202,7 +313,7 @@ mod tests {
         drain.begin();
         assert!(get(addr, "/ready", "").await.starts_with("HTTP/1.1 503"));
         assert!(get(addr, "/health", "").await.starts_with("HTTP/1.1 200"));
-        assert!(get(addr, "/admin/v1/none", "").await.starts_with("HTTP/1.1 404"));
+        assert!(get(addr, "/none", "").await.starts_with("HTTP/1.1 404"));
     }
 
     #[tokio::test]

@@ -4,6 +4,7 @@
 //! tiers hold a [`Drain`] clone, watch [`Drain::begun`], and keep a [`Busy`] for whatever must be
 //! finished first. [`Drain::stop`] ends the wait: what watches [`Drain::stopped`] leaves at once.
 
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -11,9 +12,19 @@ use tokio_util::task::task_tracker::TaskTrackerToken;
 
 #[derive(Clone, Default)]
 pub struct Drain {
+    pace: Arc<OnceLock<Pace>>,
     begin: CancellationToken,
     stop: CancellationToken,
     busy: TaskTracker,
+}
+
+/// How fast a drain goes; what an operator asked for, over what the conf says.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Pace {
+    /// Connections told to go, per second.
+    pub per_second: Option<f64>,
+    /// Whoever is left after this is closed.
+    pub timeout: Option<Duration>,
 }
 
 /// Held by work that a drain waits for.
@@ -25,8 +36,20 @@ impl Drain {
     }
 
     pub fn begin(&self) {
+        let _first_wins = self.pace.set(Pace::default());
         self.begin.cancel();
         self.busy.close();
+    }
+
+    /// As [`Drain::begin`], at a pace of its own. A drain that is under way keeps the one it has.
+    pub fn begin_at(&self, pace: Pace) {
+        let _first_wins = self.pace.set(pace);
+        self.begin();
+    }
+
+    /// What an operator asked for; to be read once it has begun.
+    pub fn pace(&self) -> Pace {
+        self.pace.get().copied().unwrap_or_default()
     }
 
     /// Stop now, finished or not.

@@ -18,13 +18,15 @@ const LAST_WAIT: Duration = Duration::from_secs(5);
 /// node that drains too. Returns when all are gone, or were told and had their time.
 pub async fn run(shared: &Shared, drain: &Drain) {
     shared.draining.store(true, Ordering::Relaxed);
-    let conf = shared.conf.drain;
+    let (conf, pace) = (shared.conf.drain, drain.pace());
+    let rate = pace.per_second.unwrap_or(conf.rate.per_second);
+    let timeout = pace.timeout.unwrap_or(conf.timeout);
     let (begun, total) = (Instant::now(), shared.live());
-    tracing::info!(connections = total, rate = conf.rate.per_second, "draining");
+    tracing::info!(connections = total, rate, "draining");
     let mut last_report = begun;
     let (mut told, mut after) = (0u64, None);
-    while shared.live() > 0 && begun.elapsed() < conf.timeout {
-        let due = (begun.elapsed().as_secs_f64() * conf.rate.per_second).ceil() as u64;
+    while shared.live() > 0 && begun.elapsed() < timeout {
+        let due = (begun.elapsed().as_secs_f64() * rate).ceil() as u64;
         let batch = shared.oldest(after, due.saturating_sub(told).min(10_000) as usize);
         for (key, client) in batch {
             client.post(Event::Disconnect(Close::SHUTDOWN));

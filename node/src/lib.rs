@@ -61,16 +61,20 @@ pub struct Node {
 }
 
 impl Node {
-    /// Takes the port and reads the keys; nothing is served yet.
+    /// Takes the port (or a predecessor's socket) and reads the keys; nothing is served yet.
     pub fn bind(
         conf: &weir_conf::node::Node,
         channels: &weir_conf::channel::Channels,
         registry: &mut Registry,
+        inherited: Option<TcpListener>,
     ) -> Result<Node, BindError> {
         let auth = Auth::new(&conf.token)?;
         let wanted = conf.listen;
         let failed = |source| BindError::Listen { address: wanted, source };
-        let listener = TcpListener::bind(wanted).map_err(failed)?;
+        let listener = match inherited {
+            Some(listener) => listener,
+            None => TcpListener::bind(wanted).map_err(failed)?,
+        };
         listener.set_nonblocking(true).map_err(failed)?;
         let address = listener.local_addr().map_err(failed)?;
         let settings = Settings {
@@ -97,6 +101,11 @@ impl Node {
 
     pub fn local_addr(&self) -> SocketAddr {
         self.address
+    }
+
+    /// A second handle of its socket, for a successor.
+    pub fn socket(&self) -> std::io::Result<TcpListener> {
+        self.listener.try_clone()
     }
 
     /// Drawn at random: one run of one process.

@@ -84,7 +84,7 @@ impl Server {
         let mut conf = conf();
         change(&mut conf);
         let mut registry = Registry::default();
-        let node = Node::bind(&conf, &channels(), &mut registry).unwrap();
+        let node = Node::bind(&conf, &channels(), &mut registry, None).unwrap();
         let (bus, inbox) = twin.attach(node.id());
         let drain = Drain::new();
         Server {

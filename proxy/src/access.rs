@@ -1,7 +1,8 @@
 //! The access log: one line at the end of each request and each tunnel. No query strings, no
 //! headers, no payload.
 
-use crate::route;
+use crate::route::edit::Vars;
+use crate::route::{self, Route};
 use http::request::Parts;
 use std::fmt::Write;
 use std::net::{IpAddr, SocketAddr};
@@ -19,7 +20,13 @@ pub struct Access {
     client: IpAddr,
     host: Box<str>,
     path: Box<str>,
-    started: Instant,
+    /// When its head was read.
+    pub started: Instant,
+    pub route: Option<Arc<str>>,
+    /// Of the sticky key: joins the lines of one key without showing it.
+    pub key: Option<u32>,
+    /// The route wants no line.
+    quiet: bool,
     pub upstream: Option<Arc<str>>,
     pub server: Option<SocketAddr>,
 }
@@ -32,6 +39,23 @@ pub struct End {
     pub cause: &'static str,
 }
 
+/// How a tunnel ended.
+pub struct TunnelEnd {
+    /// Towards the server and towards the client.
+    pub bytes: (u64, u64),
+    pub frames: (u64, u64),
+    pub close: Option<Close>,
+    pub cause: &'static str,
+}
+
+/// The first Close frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Close {
+    /// "client", "server" or "proxy".
+    pub by: &'static str,
+    pub code: u16,
+}
+
 impl Access {
     pub fn new(head: &Parts, conn: ConnId, client: IpAddr) -> Access {
         Access {
@@ -40,12 +64,27 @@ impl Access {
             host: route::host(&head.headers).into(),
             path: printable(head.uri.path()),
             started: Instant::now(),
+            route: None,
+            key: None,
+            quiet: false,
             upstream: None,
             server: None,
         }
     }
 
+    pub fn found(&mut self, route: &Route) {
+        self.route = Some(route.name.clone());
+        self.quiet = !route.access_log;
+    }
+
+    pub fn vars(&self) -> Vars {
+        Vars { client: self.client, host: self.host.clone(), conn: self.conn.clone() }
+    }
+
     pub fn log(&self, kind: &'static str, end: End) {
+        if self.quiet {
+            return;
+        }
         let (up, down) = end.bytes.unzip();
         info!(
             target: "weir_proxy::access",
@@ -54,6 +93,8 @@ impl Access {
             kind,
             host = &*self.host,
             path = &*self.path,
+            route = self.route.as_deref(),
+            key = self.key.map(|key| tracing::field::display(format!("{key:08x}"))),
             upstream = self.upstream.as_deref(),
             server = self.server.map(tracing::field::display),
             status = end.status,
@@ -63,6 +104,39 @@ impl Access {
             cause = end.cause,
         );
     }
+
+    pub fn log_tunnel(&self, end: &TunnelEnd) {
+        if self.quiet {
+            return;
+        }
+        info!(
+            target: "weir_proxy::access",
+            conn = %self.conn,
+            client = %self.client,
+            kind = "tunnel",
+            host = &*self.host,
+            path = &*self.path,
+            route = self.route.as_deref(),
+            key = self.key.map(|key| tracing::field::display(format!("{key:08x}"))),
+            upstream = self.upstream.as_deref(),
+            server = self.server.map(tracing::field::display),
+            status = 101,
+            bytes_up = end.bytes.0,
+            bytes_down = end.bytes.1,
+            frames_up = end.frames.0,
+            frames_down = end.frames.1,
+            close_by = end.close.map(|close| close.by),
+            close_code = end.close.map(|close| close.code),
+            ms = self.started.elapsed().as_millis() as u64,
+            cause = end.cause,
+        );
+    }
+}
+
+/// Short, and the same in every process, so that lines of one key can be joined.
+pub fn key_hash(key: &[u8]) -> u32 {
+    let digest = ring::digest::digest(&ring::digest::SHA256, key);
+    digest.as_ref().iter().take(4).fold(0, |hash, b| (hash << 8) | u32::from(*b))
 }
 
 /// No text of a client's can forge a line or recolour a terminal.
@@ -87,5 +161,10 @@ mod tests {
     fn a_path_is_one_printable_word() {
         assert_eq!(&*printable("/a\n\u{1b}[31m b"), "/a\\n\\u{1b}[31m\\u{20}b");
         assert_eq!(printable(&"x".repeat(5000)).len(), MAX_PATH);
+    }
+
+    #[test]
+    fn a_key_has_one_hash_for_good() {
+        assert_eq!(key_hash(b"abc"), 0xba78_16bf, "SHA-256 of abc begins with it");
     }
 }

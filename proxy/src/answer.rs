@@ -19,6 +19,10 @@ const WRITE_TIMEOUT: Duration = Duration::from_secs(5);
 const LINGER: Duration = Duration::from_secs(1);
 const LINGER_BYTES: usize = 256 * 1024;
 
+/// Marks the answer to a HEAD: as long as it says, and without its body.
+#[derive(Clone, Copy)]
+pub struct ToHead;
+
 /// A short answer of ours.
 pub fn response(status: u16, retry_after: Option<Duration>) -> Response<Bytes> {
     let status = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
@@ -61,12 +65,18 @@ where
 {
     let (mut parts, body) = response.into_parts();
     forward::rewrite_response(&mut parts.headers);
-    parts.headers.insert(CONTENT_LENGTH, HeaderValue::from(body.len()));
+    let bodiless = matches!(parts.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
+    match bodiless {
+        true => parts.headers.remove(CONTENT_LENGTH),
+        false => parts.headers.insert(CONTENT_LENGTH, HeaderValue::from(body.len())),
+    };
     parts.headers.insert(CONNECTION, HeaderValue::from_static("close"));
     let mut out = status_line(parts.status);
     forward::write_headers(&parts.headers, &mut out);
     out.extend_from_slice(b"\r\n");
-    out.extend_from_slice(&body);
+    if !bodiless && parts.extensions.get::<ToHead>().is_none() {
+        out.extend_from_slice(&body);
+    }
     write(stream, &out).await
 }
 

@@ -6,7 +6,8 @@ use http::header::{CONNECTION, CONTENT_LENGTH, HOST, HeaderName, HeaderValue, TR
 use http::request::Parts;
 use http::{HeaderMap, Version};
 use std::io::Write;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
+use weir_conf::proxy::HostHeader;
 use weir_wire::hop::{FORWARDED_FOR, FORWARDED_PROTO, REQUEST_ID};
 use weir_wire::id::ConnId;
 
@@ -22,7 +23,9 @@ const HOP_BY_HOP: [&str; 7] = [
 ];
 
 /// Told by whoever was in front, believed only if he is trusted.
-const HEARSAY: [&str; 4] = ["forwarded", "x-real-ip", "x-forwarded-host", "x-forwarded-port"];
+const HEARSAY: [&str; 4] = [FORWARDED, "x-real-ip", FORWARDED_HOST, "x-forwarded-port"];
+const FORWARDED: &str = "forwarded";
+const FORWARDED_HOST: &str = "x-forwarded-host";
 
 /// Who sent a request, as the next hop is told.
 pub struct Origin<'a> {
@@ -30,6 +33,8 @@ pub struct Origin<'a> {
     pub conn: &'a ConnId,
     /// The peer is listed in `trusted`: what it says of the client's protocol and host stays.
     pub trusted: bool,
+    /// Servers are told by `Forwarded` too.
+    pub forwarded: bool,
 }
 
 /// Takes off what is meant for this hop, and overwrites what no client may set.
@@ -43,6 +48,7 @@ pub fn rewrite(headers: &mut HeaderMap, origin: &Origin) {
     if !(origin.trusted && headers.contains_key(FORWARDED_PROTO)) {
         headers.insert(FORWARDED_PROTO, HeaderValue::from_static("http"));
     }
+    let told = origin.forwarded.then(|| forwarded(headers, origin.client));
     let mut set = |name: &'static str, text: String| match HeaderValue::try_from(text) {
         Ok(value) => {
             headers.insert(name, value);
@@ -54,6 +60,67 @@ pub fn rewrite(headers: &mut HeaderMap, origin: &Origin) {
     };
     set(FORWARDED_FOR, origin.client.to_string());
     set(REQUEST_ID, origin.conn.to_string());
+    if let Some(told) = told {
+        set(FORWARDED, told);
+    }
+}
+
+/// RFC 7239, one hop: as with `X-Forwarded-For`, whoever stood before is replaced by the client.
+fn forwarded(headers: &HeaderMap, client: IpAddr) -> String {
+    let text = |name: &HeaderName| headers.get(name).and_then(|v| v.to_str().ok());
+    let mut out = match client {
+        IpAddr::V4(ip) => format!("for={ip}"),
+        IpAddr::V6(ip) => format!("for=\"[{ip}]\""),
+    };
+    // Both are free of quotes: one was checked with the head, the other is a word.
+    if let Some(host) = text(&HOST) {
+        out.push_str(&format!(";host=\"{host}\""));
+    }
+    if let Some(proto) = text(&HeaderName::from_static(FORWARDED_PROTO)).filter(|p| is_word(p)) {
+        out.push_str(&format!(";proto={proto}"));
+    }
+    out
+}
+
+fn is_word(text: &str) -> bool {
+    !text.is_empty() && text.bytes().all(|b| b.is_ascii_alphanumeric())
+}
+
+/// Marks a head of which each server gets its own name as `Host`.
+#[derive(Clone, Copy)]
+struct HostOfServer;
+
+/// The `Host` that servers get; where it is not the client's, that one is told beside it.
+pub fn set_host(head: &mut Parts, host: &HostHeader, trusted: bool) {
+    if *host == HostHeader::Client {
+        return;
+    }
+    if let Some(asked) = head.headers.get(HOST).cloned()
+        && !(trusted && head.headers.contains_key(FORWARDED_HOST))
+    {
+        head.headers.insert(FORWARDED_HOST, asked);
+    }
+    match host {
+        HostHeader::Client => {}
+        HostHeader::Upstream => drop(head.extensions.insert(HostOfServer)),
+        HostHeader::Literal(name) => {
+            if let Ok(name) = HeaderValue::try_from(name) {
+                head.headers.insert(HOST, name);
+            }
+        }
+    }
+}
+
+/// The head on the wire, for this server.
+pub fn write_request_to(server: SocketAddr, head: &Parts, out: &mut Vec<u8>) {
+    match (head.extensions.get::<HostOfServer>(), HeaderValue::try_from(server.to_string())) {
+        (Some(HostOfServer), Ok(name)) => {
+            let mut own = head.clone();
+            own.headers.insert(HOST, name);
+            write_request(&own, out);
+        }
+        _ => write_request(head, out),
+    }
 }
 
 /// `Connection` may name further headers of this hop, but not those that the message's meaning
@@ -119,12 +186,21 @@ mod tests {
     use super::*;
 
     fn rewritten(fields: &[(&'static str, &'static str)], trusted: bool) -> String {
+        rewritten_for("1.2.3.4", fields, trusted, false)
+    }
+
+    fn rewritten_for(
+        client: &str,
+        fields: &[(&'static str, &'static str)],
+        trusted: bool,
+        forwarded: bool,
+    ) -> String {
         let mut headers = HeaderMap::new();
         for (name, value) in fields {
             headers.append(*name, HeaderValue::from_static(value));
         }
         let conn = ConnId::from_random(7);
-        rewrite(&mut headers, &Origin { client: "1.2.3.4".parse().unwrap(), conn: &conn, trusted });
+        rewrite(&mut headers, &Origin { client: client.parse().unwrap(), conn: &conn, trusted, forwarded });
         let mut out = Vec::new();
         write_headers(&headers, &mut out);
         let mut lines: Vec<_> = std::str::from_utf8(&out).unwrap().lines().map(str::to_string).collect();
@@ -180,5 +256,33 @@ mod tests {
             out.push(b' ');
         }
         assert_eq!(out, b"Sec-WebSocket-Key X-A-B Host ");
+    }
+
+    #[test]
+    fn forwarded_is_ours_where_it_is_asked_for() {
+        let said = [("forwarded", "for=6.6.6.6"), ("host", "a.b:80"), ("x-forwarded-proto", "https")];
+        let told = rewritten_for("2001:db8::7", &said, true, true);
+        assert!(told.contains("Forwarded: for=\"[2001:db8::7]\";host=\"a.b:80\";proto=https|"), "{told}");
+        let told = rewritten_for("1.2.3.4", &[("x-forwarded-proto", "a;for=b")], true, true);
+        assert!(told.starts_with("Forwarded: for=1.2.3.4|"), "{told}");
+    }
+
+    #[test]
+    fn a_changed_host_is_told_beside() {
+        let server = SocketAddr::from(([10, 0, 0, 1], 80));
+        for (host, trusted, expected) in [
+            (HostHeader::Client, false, "host: a|x-forwarded-host: said|"),
+            (HostHeader::Literal("b:1".into()), false, "host: b:1|x-forwarded-host: a|"),
+            (HostHeader::Literal("b:1".into()), true, "host: b:1|x-forwarded-host: said|"),
+            (HostHeader::Upstream, false, "host: 10.0.0.1:80|x-forwarded-host: a|"),
+        ] {
+            let request = http::Request::get("/").header("host", "a").header("x-forwarded-host", "said");
+            let mut head = request.body(()).unwrap().into_parts().0;
+            set_host(&mut head, &host, trusted);
+            let mut out = Vec::new();
+            write_request_to(server, &head, &mut out);
+            let text = String::from_utf8(out).unwrap().to_lowercase().replace("\r\n", "|");
+            assert_eq!(text, format!("get / http/1.1|{expected}|"), "{host:?}");
+        }
     }
 }

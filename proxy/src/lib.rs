@@ -49,12 +49,16 @@ use std::net::{SocketAddr, TcpListener};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+use tunnel::register::{Open, Told, Which};
 use weir_core::accept::Acceptor;
 use weir_core::drain::Drain;
 
-/// Told that they are closed, tunnels end within this.
-const CLOSE_GRACE: Duration = Duration::from_secs(2);
+/// Told that they are closed, tunnels end within this; a little longer than they take for it.
+const CLOSE_GRACE: Duration = Duration::from_millis(2500);
+/// How often a drain looks for tunnels that were not there when it began.
+const LATECOMERS: Duration = Duration::from_millis(50);
 
 /// The node tier of this process, as the proxy sees it.
 pub struct LocalNode {
@@ -106,13 +110,14 @@ impl Proxy {
         let mut listeners = Listeners::new(serve);
         let prepared = listeners.prepare(&conf.listen, &mut inherited)?;
         listeners.apply(prepared)?;
+        listeners.set_options(conf);
         let plain = Plain { metrics: metrics.clone() };
         let plain = pingora_proxy::http_proxy(&Arc::new(server::conf(conf)), plain);
         let service = Service {
             snapshot: ArcSwap::from_pointee(snapshot),
             plain: Arc::new(plain),
+            open: Open::new(metrics.clone()),
             metrics,
-            closing: Arc::default(),
             drain: Drain::new(),
         };
         let control = Controlled { service: Arc::new(service), node, listeners: Mutex::new(listeners) };
@@ -128,8 +133,8 @@ impl Proxy {
         self.control.clone()
     }
 
-    /// Serves until the drain has begun and everything under way is finished, at most
-    /// `drain_timeout` long.
+    /// Serves until the drain has begun and everything under way is finished: tunnels are told to go
+    /// at the pace of the drain, and what is left at its deadline is closed.
     pub async fn run(self, drain: Drain) -> io::Result<()> {
         let _busy = drain.busy();
         let service = self.control.0.service.clone();
@@ -146,12 +151,23 @@ impl Proxy {
         own.begin();
         self.control.listeners().close_all();
         tracing::info!(open = own.remaining(), "proxy drains");
-        let drain_timeout = service.snapshot.load().conf.drain_timeout;
+        let (conf, pace) = (service.snapshot.load().conf.drain, drain.pace());
+        let rate = pace.per_second.unwrap_or(conf.rate.per_second);
+        let timeout = pace.timeout.unwrap_or(conf.timeout);
+        let deadline = Instant::now() + timeout;
+        let paced = async {
+            loop {
+                service.open.drain(&Which::All, rate, deadline).await;
+                // Handshakes under way may still become tunnels.
+                tokio::time::sleep(LATECOMERS).await;
+            }
+        };
         tokio::select! {
-            _ = own.complete(drain_timeout) => {}
+            _ = own.complete(timeout) => {}
             () = drain.stopped() => {}
+            () = paced => {}
         }
-        service.closing.begin();
+        service.open.tell(&Which::All, if drain.has_stopped() { Told::GoNow } else { Told::Go });
         let all = own.complete(CLOSE_GRACE).await;
         tracing::info!(left = own.remaining(), all, "proxy drained");
         stop.cancel();
@@ -172,7 +188,25 @@ impl Control {
         let prepared = listeners.prepare(&conf.listen, &mut BTreeMap::new())?;
         service.snapshot.store(Arc::new(next));
         let (opened, closed) = listeners.apply(prepared)?;
+        listeners.set_options(conf);
         Ok(Reloaded { opened, closed })
+    }
+
+    /// Client connections with something under way: tunnels, handshakes, requests.
+    pub fn busy(&self) -> usize {
+        self.0.service.drain.remaining()
+    }
+
+    /// Tells the open tunnels of an upstream, or of one of its servers (by its name in the log), to go,
+    /// at the pace of `[proxy.drain]`. Returns when they have, or at its deadline; says how many were told.
+    pub async fn drain_tunnels(&self, upstream: &str, server: Option<&str>) -> usize {
+        let which = match server {
+            None => Which::Upstream(upstream.into()),
+            Some(server) => Which::Server(upstream.into(), server.into()),
+        };
+        let conf = self.0.service.snapshot.load().conf.drain;
+        let deadline = Instant::now() + conf.timeout;
+        self.0.service.open.drain(&which, conf.rate.per_second, deadline).await
     }
 
     /// A second handle of each listening socket, by the address in the conf.

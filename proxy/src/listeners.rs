@@ -2,6 +2,8 @@
 //! closes what is gone; all others stay as they are, queued connections and all.
 
 use crate::error::BindError;
+use crate::tunnel::watch_peer;
+use socket2::SockRef;
 use std::collections::BTreeMap;
 use std::net::{SocketAddr, TcpListener};
 use tokio::sync::mpsc;
@@ -73,6 +75,14 @@ impl Listeners {
             }
         }
         Ok(changed)
+    }
+
+    /// What new connections have from their beginning; those that are open keep what they have.
+    pub fn set_options(&self, conf: &weir_conf::proxy::Proxy) {
+        for listener in self.open.values() {
+            let _unsupported_matters_not = SockRef::from(&listener.socket).set_tcp_nodelay(true);
+            let _unsupported_matters_not = watch_peer(&listener.socket, conf);
+        }
     }
 
     /// Real addresses, also where the conf says port 0.

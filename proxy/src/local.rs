@@ -5,13 +5,17 @@ use crate::admit::budget::Slot;
 use crate::answer;
 use crate::client::Client;
 use crate::forward;
+use crate::route::Route;
+use crate::route::edit::Vars;
 use bytes::{Buf, Bytes};
 use http::{HeaderMap, Response, StatusCode};
+use prometheus_client::metrics::histogram::Histogram;
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering::Relaxed};
 use std::task::{Context, Poll};
+use std::time::Instant;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use weir_core::accept::{Exchange, ExchangeFuture, Stream};
@@ -20,6 +24,10 @@ use weir_core::accept::{Exchange, ExchangeFuture, Stream};
 pub struct H1Exchange {
     pub client: Client,
     pub status: Status,
+    pub route: Arc<Route>,
+    pub vars: Vars,
+    pub latency: Histogram,
+    pub began: Instant,
     /// Given back with the answer.
     pub handshake: Option<Slot>,
 }
@@ -31,20 +39,23 @@ pub struct Status(Arc<AtomicU16>);
 impl Exchange for H1Exchange {
     fn accept(self: Box<Self>, mut headers: HeaderMap) -> ExchangeFuture<Box<dyn Stream>> {
         Box::pin(async move {
+            self.route.response_headers.apply(&mut headers, &self.vars);
             forward::mark_upgrade(&mut headers);
             let mut out = answer::status_line(StatusCode::SWITCHING_PROTOCOLS);
             forward::write_headers(&headers, &mut out);
             out.extend_from_slice(b"\r\n");
             let (mut tcp, ahead) = self.client.into_parts();
             answer::write(&mut tcp, &out).await?;
+            self.latency.observe(self.began.elapsed().as_secs_f64());
             self.status.0.store(101, Relaxed);
             drop(self.handshake);
             Ok(Box::new(Handed { tcp, ahead }) as Box<dyn Stream>)
         })
     }
 
-    fn refuse(self: Box<Self>, response: Response<Bytes>) -> ExchangeFuture<()> {
+    fn refuse(self: Box<Self>, mut response: Response<Bytes>) -> ExchangeFuture<()> {
         Box::pin(async move {
+            self.route.response_headers.apply(response.headers_mut(), &self.vars);
             self.status.0.store(response.status().as_u16(), Relaxed);
             let (mut tcp, _ahead) = self.client.into_parts();
             answer::send_and_close(&mut tcp, response).await

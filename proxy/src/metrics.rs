@@ -4,6 +4,7 @@ use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -39,16 +40,58 @@ pub struct UpstreamFailure {
     pub cause: &'static str,
 }
 
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct RouteOutcome {
+    pub route: String,
+    pub outcome: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct RouteClass {
+    pub route: String,
+    pub class: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct RouteUpstream {
+    pub route: String,
+    pub upstream: String,
+}
+
+/// From the request's head to the answer that switches protocols.
+#[derive(Clone)]
+pub struct Latency(Family<RouteUpstream, Histogram>);
+
+impl Default for Latency {
+    fn default() -> Latency {
+        // From a server next door to the longest that deadlines allow.
+        let buckets =
+            || Histogram::new([0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0]);
+        Latency(Family::new_with_constructor(buckets))
+    }
+}
+
+impl Latency {
+    pub fn of(&self, route: &str, upstream: &str) -> Histogram {
+        let labels = RouteUpstream { route: route.into(), upstream: upstream.into() };
+        self.0.get_or_create(&labels).clone()
+    }
+}
+
 #[derive(Clone, Default)]
 pub struct Metrics {
     pub connections: Gauge,
     pub tunnels: Gauge,
     pub handshakes: Family<Outcome, Counter>,
     pub requests: Family<Class, Counter>,
+    pub route_handshakes: Family<RouteOutcome, Counter>,
+    pub route_requests: Family<RouteClass, Counter>,
+    pub latency: Latency,
     pub refused: Family<Cause, Counter>,
     pub tokens: Family<Outcome, Counter>,
     pub jwks_fetches: Family<Outcome, Counter>,
     pub tunnel_ends: Family<Cause, Counter>,
+    pub drain_remaining: Gauge,
     pub breaker_state: Family<ServerLabels, Gauge>,
     pub upstream_failures: Family<UpstreamFailure, Counter>,
     /// Towards the server.
@@ -68,10 +111,30 @@ impl Metrics {
         r.register("tunnels", "Open WebSocket tunnels to servers over the network", metrics.tunnels.clone());
         r.register("handshakes", "WebSocket handshakes by outcome", metrics.handshakes.clone());
         r.register("requests", "Other HTTP requests by class of status", metrics.requests.clone());
+        r.register(
+            "route_handshakes",
+            "Handshakes of each route, by outcome",
+            metrics.route_handshakes.clone(),
+        );
+        r.register(
+            "route_requests",
+            "Other requests of each route, by class",
+            metrics.route_requests.clone(),
+        );
+        r.register(
+            "handshake_seconds",
+            "Accepted handshakes, from head to answer",
+            metrics.latency.0.clone(),
+        );
         r.register("refused", "Requests and connections refused, by cause", metrics.refused.clone());
         r.register("tokens", "Tokens judged, by outcome: good, or what was wrong", metrics.tokens.clone());
         r.register("jwks_fetches", "Fetches of sets of keys, by outcome", metrics.jwks_fetches.clone());
         r.register("tunnel_ends", "Ended tunnels by cause", metrics.tunnel_ends.clone());
+        r.register(
+            "drain_remaining",
+            "Open tunnels that are being told to go, in a drain",
+            metrics.drain_remaining.clone(),
+        );
         r.register("tunnel_bytes", "Bytes relayed, up: towards the server", bytes);
         r.register(
             "breaker_state",
@@ -102,7 +165,13 @@ impl Metrics {
         self.jwks_fetches.get_or_create(&Outcome { outcome }).inc();
     }
 
-    pub fn request(&self, status: u16) {
+    /// Of a route; the sum over all routes, and what came to none, is in `handshakes`.
+    pub fn route_handshake(&self, route: &str, outcome: &'static str) {
+        let labels = RouteOutcome { route: route.into(), outcome };
+        self.route_handshakes.get_or_create(&labels).inc();
+    }
+
+    pub fn request(&self, route: &str, status: u16) {
         let class = match status {
             100..=199 => "1xx",
             200..=299 => "2xx",
@@ -112,5 +181,6 @@ impl Metrics {
             _ => "none",
         };
         self.requests.get_or_create(&Class { class }).inc();
+        self.route_requests.get_or_create(&RouteClass { route: route.into(), class }).inc();
     }
 }

@@ -4,16 +4,21 @@
 use crate::access::{Access, End};
 use crate::forward;
 use crate::metrics::Metrics;
-use crate::tunnel::greet::Deadlines;
+use crate::route::Route;
+use crate::route::affinity::Issue;
 use crate::upstream::health::Attempt;
 use crate::upstream::{Exhausted, Plan};
 use async_trait::async_trait;
+use bytes::Bytes;
+use http::header::{HOST, SET_COOKIE};
 use pingora_core::upstreams::peer::HttpPeer;
 use pingora_core::{Error, ErrorType, Result};
-use pingora_http::ResponseHeader;
+use pingora_http::{RequestHeader, ResponseHeader};
 use pingora_proxy::{FailToProxy, ProxyHttp, Session};
 use std::cell::Cell;
-use std::time::Instant;
+use std::sync::Arc;
+use std::time::{Instant, SystemTime};
+use weir_conf::proxy::HostHeader;
 
 pub struct Plain {
     pub metrics: Metrics,
@@ -23,7 +28,8 @@ pub struct Plain {
 pub struct Passage {
     pub plan: Plan,
     pub access: Access,
-    pub deadlines: Deadlines,
+    pub route: Arc<Route>,
+    pub issue: Option<Issue>,
 }
 
 tokio::task_local! {
@@ -41,6 +47,8 @@ pub struct Ctx {
     passage: Option<Passage>,
     attempt: Option<Attempt>,
     exhausted: Option<Exhausted>,
+    /// Bytes of the request's body so far.
+    sent: u64,
 }
 
 #[async_trait]
@@ -49,17 +57,18 @@ impl ProxyHttp for Plain {
 
     fn new_ctx(&self) -> Ctx {
         let passage = PASSAGE.try_with(Cell::take).ok().flatten();
-        Ctx { passage, attempt: None, exhausted: None }
+        Ctx { passage, attempt: None, exhausted: None, sent: 0 }
     }
 
     async fn upstream_peer(&self, _: &mut Session, ctx: &mut Ctx) -> Result<Box<HttpPeer>> {
-        let Some(Passage { plan, access, deadlines }) = &mut ctx.passage else {
+        let Some(Passage { plan, access, route, .. }) = &mut ctx.passage else {
             return Err(Error::new_in(ErrorType::HTTPStatus(500)));
         };
         match plan.next(Instant::now()) {
             Ok(attempt) => {
                 let mut peer = HttpPeer::new(attempt.addr(), false, String::new());
-                peer.options.connection_timeout = Some(deadlines.connect);
+                peer.options.connection_timeout = Some(route.deadlines.connect);
+                peer.options.read_timeout = Some(route.read_timeout);
                 access.server = Some(attempt.name());
                 ctx.attempt = Some(attempt);
                 Ok(Box::new(peer))
@@ -106,15 +115,58 @@ impl ProxyHttp for Plain {
         Ok(())
     }
 
+    async fn upstream_request_filter(
+        &self,
+        _: &mut Session,
+        request: &mut RequestHeader,
+        ctx: &mut Ctx,
+    ) -> Result<()> {
+        if let (Some(passage), Some(attempt)) = (&ctx.passage, &ctx.attempt)
+            && passage.route.host_header == HostHeader::Upstream
+        {
+            request.insert_header(HOST, attempt.name().to_string())?;
+        }
+        Ok(())
+    }
+
+    /// Bodies of a known length were judged by it before; here those in chunks are.
+    async fn request_body_filter(
+        &self,
+        _: &mut Session,
+        body: &mut Option<Bytes>,
+        _end: bool,
+        ctx: &mut Ctx,
+    ) -> Result<()> {
+        ctx.sent += body.as_ref().map_or(0, |part| part.len() as u64);
+        let max = ctx.passage.as_ref().map_or(0, |passage| passage.route.max_body_size);
+        if max > 0 && ctx.sent > max {
+            return Err(Error::new_in(ErrorType::HTTPStatus(413)));
+        }
+        Ok(())
+    }
+
     async fn response_filter(
         &self,
         _: &mut Session,
         response: &mut ResponseHeader,
-        _: &mut Ctx,
+        ctx: &mut Ctx,
     ) -> Result<()> {
+        // Nobody asked: an upgrade never comes this way. To the client it would look like a tunnel.
+        if response.status == http::StatusCode::SWITCHING_PROTOCOLS {
+            return Err(Error::new_up(ErrorType::HTTPStatus(502)));
+        }
         // Pingora writes the framing of its own connection.
         for name in ["keep-alive", "proxy-connection"] {
             response.remove_header(name);
+        }
+        let Some(Passage { route, access, issue, .. }) = &ctx.passage else { return Ok(()) };
+        if !route.response_headers.is_empty() {
+            route.response_headers.apply(response, &access.vars());
+        }
+        if let (Some(issue), Some(attempt)) = (issue, &ctx.attempt)
+            && let Some(cookie) = issue.set_cookie(&attempt.name().to_string(), SystemTime::now())
+        {
+            response.append_header(SET_COOKIE, cookie)?;
         }
         Ok(())
     }
@@ -148,15 +200,17 @@ impl ProxyHttp for Plain {
 
     async fn logging(&self, session: &mut Session, error: Option<&Error>, ctx: &mut Ctx) {
         let status = session.response_written().map_or(0, |r| r.status.as_u16());
-        self.metrics.request(status);
-        let Some(Passage { access, .. }) = &ctx.passage else { return };
+        let Some(Passage { access, route, .. }) = &ctx.passage else { return };
+        self.metrics.request(&route.name, status);
         let cause = match (error, ctx.exhausted) {
+            (Some(error), _) if *error.etype() == ErrorType::HTTPStatus(413) => "body_size",
             (_, Some(exhausted)) if exhausted.tried => "unreachable",
             (_, Some(_)) => "breakers_open",
             (Some(_), None) => "error",
             (None, None) => "done",
         };
-        access.log("request", End { status, bytes: Some((0, session.body_bytes_sent() as u64)), cause });
+        access
+            .log("request", End { status, bytes: Some((ctx.sent, session.body_bytes_sent() as u64)), cause });
     }
 
     fn suppress_error_log(&self, _: &Session, _: &Ctx, _: &Error) -> bool {

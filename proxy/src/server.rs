@@ -11,11 +11,9 @@ use pingora_core::server::{ListenFds, RunArgs, Server, ShutdownSignal, ShutdownS
 use std::future::poll_fn;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::task::Poll;
 use std::time::Duration;
-use tokio::sync::futures::Notified;
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 /// How often the tables of the rate limiter are swept.
@@ -23,28 +21,6 @@ const SWEEP: Duration = Duration::from_secs(60);
 
 /// As many as may wait in a listener's queue: the standard library's bound.
 const BACKLOG: usize = 4096;
-
-/// Tells open tunnels that their time is over.
-#[derive(Default)]
-pub struct Closing {
-    begun: AtomicBool,
-    notify: Notify,
-}
-
-impl Closing {
-    pub fn begin(&self) {
-        self.begun.store(true, Relaxed);
-        self.notify.notify_waiters();
-    }
-
-    pub fn has_begun(&self) -> bool {
-        self.begun.load(Relaxed)
-    }
-
-    pub fn notified(&self) -> Notified<'_> {
-        self.notify.notified()
-    }
-}
 
 /// What Pingora needs to be told.
 pub fn conf(conf: &weir_conf::proxy::Proxy) -> ServerConf {

@@ -8,11 +8,11 @@ use crate::LocalNode;
 use crate::admit::Admit;
 use crate::error::BindError;
 use crate::metrics::Metrics;
-use crate::route::{Route, Routes, Target};
-use crate::tunnel::greet::Deadlines;
+use crate::route::{Action, Route, Routes, Target};
 use crate::upstream::Upstream;
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use weir_conf::proxy::Action as Does;
 use weir_core::client_addr::Trusted;
 
 pub struct Snapshot {
@@ -44,10 +44,6 @@ impl Snapshot {
             upstreams,
         })
     }
-
-    pub fn deadlines(&self) -> Deadlines {
-        Deadlines { connect: self.conf.connect_timeout, handshake: self.conf.handshake_timeout }
-    }
 }
 
 fn upstreams(
@@ -76,15 +72,27 @@ fn routes(
     });
     let mut routes = Vec::with_capacity(conf.route.len());
     for (index, route) in conf.route.iter().enumerate() {
-        let target = match (upstreams.get(&route.to), &local) {
-            (Some(upstream), _) => Target::Upstream(upstream.clone()),
-            (None, Some(local)) if route.to == "node" => local.clone(),
-            _ => {
-                let known: Vec<&str> = upstreams.keys().map(String::as_str).collect();
-                return Err(BindError::Route { index, to: route.to.clone(), known: known.join(", ") });
+        let make = |action| Route::new(index, route, conf, action, admit.gate(route));
+        let to = match &route.action {
+            Does::To(to) => to,
+            Does::Answer(answer) => {
+                routes.push(make(Action::Answer(answer.clone())));
+                continue;
+            }
+            Does::Redirect(redirect) => {
+                routes.push(make(Action::Redirect(redirect.clone())));
+                continue;
             }
         };
-        routes.push(Route::new(route, target, admit.gate(route)));
+        let target = match (upstreams.get(to), &local) {
+            (Some(upstream), _) => Target::Upstream(upstream.clone()),
+            (None, Some(local)) if to == "node" => local.clone(),
+            _ => {
+                let known: Vec<&str> = upstreams.keys().map(String::as_str).collect();
+                return Err(BindError::Route { index, to: to.clone(), known: known.join(", ") });
+            }
+        };
+        routes.push(make(Action::Forward(target)));
     }
     Ok(Routes::new(routes))
 }

@@ -1,130 +1,379 @@
-//! A WebSocket to a server over the network: the handshake with it (`tunnel/greet.rs`), then the relay.
+//! A WebSocket to a server over the network: the handshake with it (`tunnel/greet.rs`), then the two
+//! directions (`tunnel/relay.rs`) and what is looked after while they are open: limits
+//! (`tunnel/limits.rs`), silence and age (`tunnel/watch.rs`), and an end in order (`tunnel/leave.rs`).
+//!
+//! Frames (`tunnel/frames.rs`) are counted always, and nothing depends on them but what a route asks
+//! for: bytes that make no sense as frames are relayed as they are, and from there on no frame of ours
+//! is put into that direction. Where limits are set for a client, they are a protocol error (1002).
 
 pub mod answer;
+pub mod frames;
 pub mod greet;
+pub mod leave;
+pub mod limits;
+pub mod register;
 pub mod relay;
+pub mod watch;
 
-use crate::access::{Access, End};
+use crate::access::{Access, Close, TunnelEnd};
 use crate::front::arrive::Permit;
-use crate::metrics::{Cause as CauseLabel, Metrics};
-use crate::server::Closing;
-use crate::upstream::ServerStream;
-use relay::{Cause, Relay};
+use crate::metrics::Cause as CauseLabel;
+use bytes::Bytes;
+use frames::Sender;
+use leave::{Codes, GOING_AWAY, Leaving, Manner, POLICY, PROTOCOL_ERROR, SERVICE_RESTART, TOO_BIG};
+use limits::{Guard, Verdict};
+use register::{Seat, Told};
+use relay::{Flow, Way, with_scratch};
+use std::future::Future;
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::Poll;
+use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::TcpStream;
-use tokio::time::Sleep;
+use tokio::time::{Instant, Sleep};
+use watch::{Look, Seen, Watch, Why};
+use weir_conf::proxy::Tunnel as Conf;
 
-/// A tunnel of which one side has closed ends when the other was silent for so long.
-const HALF_CLOSED: Duration = Duration::from_secs(30);
+/// A tunnel that is told to end has this long: for frames under way to end, and for the peers' answers.
+const LEAVE: Duration = Duration::from_secs(2);
+/// Between two probes of a peer that does not answer.
+const PROBES: Duration = Duration::from_secs(15);
 
-/// What an open tunnel holds besides its sockets.
+/// What an open tunnel holds besides its sockets. Kept small: there are thousands.
 pub struct Held {
     pub access: Access,
-    pub metrics: Metrics,
-    pub closing: Arc<Closing>,
-    pub idle: Duration,
+    pub conf: Arc<Conf>,
+    /// It ends with its token.
+    pub until: Option<Instant>,
     /// Given back when the tunnel has ended.
-    pub permit: Permit,
+    pub _permit: Permit,
 }
 
-/// Relays until it ends; to be spawned as a task of its own (it relies on its waker staying the
-/// same), apart from the handshake's, whose memory is then free again.
-pub async fn run<C>(relay: Relay<C, ServerStream>, held: Box<Held>)
-where
-    C: AsyncRead + AsyncWrite + Unpin,
-{
-    held.metrics.tunnels.inc();
-    let mut relay = relay;
-    let cause = until_end(&mut relay, &held).await;
-    let bytes = relay.bytes();
-    drop(relay);
-    held.metrics.tunnels.dec();
-    held.metrics.tunnel_ends.get_or_create(&CauseLabel { cause: cause.as_str() }).inc();
-    drop(held.permit);
-    held.access.log("tunnel", End { status: 101, bytes: Some(bytes), cause: cause.as_str() });
+/// To be spawned as a task of its own (it relies on its waker staying the same), apart from the
+/// handshake's, whose memory is then free again.
+pub struct Tunnel<C, S> {
+    client: C,
+    server: S,
+    up: Way,
+    down: Way,
+    guard: Option<Box<Guard>>,
+    /// There while something is to be watched or waited for.
+    timer: Option<Box<Timer>>,
+    leaving: Option<Box<(Leaving, Cause)>>,
+    close: Option<Close>,
+    begun: bool,
+    seat: Seat,
+    held: Held,
 }
 
-async fn until_end<C>(relay: &mut Relay<C, ServerStream>, held: &Held) -> Cause
-where
-    C: AsyncRead + AsyncWrite + Unpin,
-{
-    let mut closing = std::pin::pin!(held.closing.notified());
-    let mut listening = false;
-    let mut watch = Watch::new(held.idle);
-    std::future::poll_fn(|cx| {
-        if !listening {
-            // Polled once: the task's waker stays registered, and each later poll looks at the
-            // flag alone, which costs a message next to nothing.
-            listening = closing.as_mut().poll(cx).is_pending();
+struct Timer {
+    sleep: Pin<Box<Sleep>>,
+    watch: Watch,
+    /// The next look.
+    look: Instant,
+}
+
+/// Why a tunnel ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cause {
+    /// Both sides closed.
+    Closed,
+    ClientError,
+    ServerError,
+    /// No byte in either direction for too long.
+    Idle,
+    /// One side closed, and the other went silent without closing.
+    HalfClosed,
+    /// The client did not answer a ping.
+    NoPong,
+    /// It was as old as a tunnel may get.
+    Age,
+    /// The token that opened it has expired.
+    Expired,
+    /// One side took nothing of what waited for it.
+    ClientStalled,
+    ServerStalled,
+    /// The client's doing: a frame too large, too much at once, no frame at all.
+    FrameSize,
+    Rate,
+    Protocol,
+    /// It was told to go.
+    Drained,
+}
+
+impl Cause {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Cause::Closed => "closed",
+            Cause::ClientError => "client_error",
+            Cause::ServerError => "server_error",
+            Cause::Idle => "idle",
+            Cause::HalfClosed => "half_closed",
+            Cause::NoPong => "no_pong",
+            Cause::Age => "max_age",
+            Cause::Expired => "token_expired",
+            Cause::ClientStalled => "client_stalled",
+            Cause::ServerStalled => "server_stalled",
+            Cause::FrameSize => "frame_size",
+            Cause::Rate => "rate",
+            Cause::Protocol => "protocol",
+            Cause::Drained => "drained",
         }
-        if held.closing.has_begun() {
-            return Poll::Ready(Cause::Drained);
-        }
-        match relay.poll(cx, &held.metrics) {
-            Poll::Ready(cause) => Poll::Ready(cause),
-            Poll::Pending => watch.poll(cx, relay.bytes(), relay.is_half_closed()),
-        }
-    })
-    .await
-}
-
-/// Notices silence without touching a clock on every message: it looks a few times per period
-/// whether the counts have moved.
-struct Watch {
-    idle: Duration,
-    /// There only if something is to be watched.
-    timer: Option<Pin<Box<Sleep>>>,
-    seen: u64,
-    silent: u32,
-    half_closed: bool,
-}
-
-/// Looks per period: silence is noticed within a quarter of the period past its end.
-const LOOKS: u32 = 4;
-
-impl Watch {
-    fn new(idle: Duration) -> Watch {
-        let timer = (!idle.is_zero()).then(|| Box::pin(tokio::time::sleep(idle / LOOKS)));
-        Watch { idle, timer, seen: 0, silent: 0, half_closed: false }
     }
 
-    fn poll(&mut self, cx: &mut std::task::Context<'_>, bytes: (u64, u64), half_closed: bool) -> Poll<Cause> {
-        if half_closed && !self.half_closed {
-            (self.half_closed, self.silent) = (true, 0);
-            self.timer = Some(Box::pin(tokio::time::sleep(self.period() / LOOKS)));
+    /// How a tunnel that ends for it takes its leave.
+    fn manner(self) -> Manner {
+        let client = match self {
+            Cause::Drained | Cause::Age => SERVICE_RESTART,
+            Cause::FrameSize => TOO_BIG,
+            Cause::Rate | Cause::Expired => POLICY,
+            Cause::Protocol => PROTOCOL_ERROR,
+            _ => GOING_AWAY,
+        };
+        Manner {
+            codes: Codes { client, server: GOING_AWAY },
+            finish_up: matches!(self, Cause::Drained | Cause::Age | Cause::Expired),
+            client_is_gone: matches!(self, Cause::NoPong | Cause::ClientStalled),
         }
-        let look = self.period() / LOOKS;
-        let Some(timer) = &mut self.timer else { return Poll::Pending };
-        while timer.as_mut().poll(cx).is_ready() {
-            let moved = std::mem::replace(&mut self.seen, bytes.0 + bytes.1) != self.seen;
-            self.silent = if moved { 0 } else { self.silent + 1 };
-            if self.silent >= LOOKS {
-                return Poll::Ready(if self.half_closed { Cause::HalfClosed } else { Cause::Idle });
+    }
+}
+
+impl From<Why> for Cause {
+    fn from(why: Why) -> Cause {
+        match why {
+            Why::Idle => Cause::Idle,
+            Why::HalfClosed => Cause::HalfClosed,
+            Why::NoPong => Cause::NoPong,
+            Why::Age => Cause::Age,
+            Why::Expired => Cause::Expired,
+            Why::ClientStalled => Cause::ClientStalled,
+            Why::ServerStalled => Cause::ServerStalled,
+        }
+    }
+}
+
+impl<C, S> Tunnel<C, S>
+where
+    C: AsyncRead + AsyncWrite + Unpin,
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    /// What was read ahead from each side is passed on first.
+    pub fn new(client: (C, Bytes), server: (S, Bytes), seat: Seat, held: Held) -> Tunnel<C, S> {
+        Tunnel {
+            guard: Guard::new(&held.conf, Instant::now()).map(Box::new),
+            client: client.0,
+            server: server.0,
+            up: Way::new(Sender::Client, client.1),
+            down: Way::new(Sender::Server, server.1),
+            timer: None,
+            leaving: None,
+            close: None,
+            begun: false,
+            seat,
+            held,
+        }
+    }
+
+    /// Moves what can be moved. Says why it must end, or that it must not, and when to come again.
+    fn relay(&mut self, cx: &mut Context<'_>) -> (Option<Cause>, Option<Instant>) {
+        let before = (self.up.bytes(), self.down.bytes());
+        let (up, down) = with_scratch(|scratch| {
+            let guard = self.guard.as_deref_mut();
+            let up = self.up.pump((&mut self.client, &mut self.server), guard, scratch, cx);
+            (up, self.down.pump((&mut self.server, &mut self.client), None, scratch, cx))
+        });
+        let metrics = self.seat.metrics();
+        if self.up.bytes() > before.0 {
+            metrics.bytes_up.inc_by(self.up.bytes() - before.0);
+        }
+        if self.down.bytes() > before.1 {
+            metrics.bytes_down.inc_by(self.down.bytes() - before.1);
+        }
+        if self.close.is_none() {
+            let (client, server) = (self.up.scanner.close(), self.down.scanner.close());
+            let by = |by, code: Option<u16>| code.map(|code| Close { by, code });
+            self.close = by("client", client).or(by("server", server));
+        }
+        let cause = match (up, down) {
+            (Flow::InputBroken, _) | (_, Flow::OutputBroken) => Some(Cause::ClientError),
+            (_, Flow::InputBroken) | (Flow::OutputBroken, _) => Some(Cause::ServerError),
+            (Flow::Stopped(Verdict::TooLarge), _) => Some(Cause::FrameSize),
+            (Flow::Stopped(Verdict::Nonsense), _) => Some(Cause::Protocol),
+            (Flow::Stopped(_), _) => Some(Cause::Rate),
+            (Flow::Done, Flow::Done) => Some(Cause::Closed),
+            _ => None,
+        };
+        let resume = if let Flow::Paused(when) = up { Some(when) } else { None };
+        (cause, resume)
+    }
+
+    /// The clock's part. Ready: it must end.
+    fn watch(&mut self, resume: Option<Instant>, cx: &mut Context<'_>) -> Poll<Cause> {
+        let conf = &*self.held.conf;
+        let stuck = self.up.is_stuck() || self.down.is_stuck();
+        if self.timer.is_none() {
+            let wanted = stuck || resume.is_some() || self.is_half_closed() || Watch::is_wanted(conf);
+            let wanted = wanted || self.held.until.is_some();
+            if !wanted {
+                return Poll::Pending;
             }
-            timer.as_mut().reset(tokio::time::Instant::now() + look);
+            let now = Instant::now();
+            let watch = Watch::new(conf, now, rand::random(), self.seen(), now).until(self.held.until);
+            self.timer =
+                Some(Box::new(Timer { sleep: Box::pin(tokio::time::sleep_until(now)), watch, look: now }));
         }
-        Poll::Pending
+        let seen = self.seen();
+        let Some(timer) = &mut self.timer else { return Poll::Pending };
+        loop {
+            let until = resume.map_or(timer.look, |when| when.min(timer.look));
+            if timer.sleep.deadline() != until {
+                timer.sleep.as_mut().reset(until);
+            }
+            if timer.sleep.as_mut().poll(cx).is_pending() {
+                return Poll::Pending;
+            }
+            let now = Instant::now();
+            if now < timer.look {
+                // Only the pause is over: what it held back can move.
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
+            }
+            match timer.watch.look(conf, seen, now) {
+                Look::End(why) => return Poll::Ready(why.into()),
+                Look::Again(at) => timer.look = at,
+                Look::Ping(at) => {
+                    timer.look = at;
+                    let payload: [u8; 8] = rand::random();
+                    if !self.down.is_stuck() && self.down.inject(&frames::ping(payload)) {
+                        timer.watch.pinged(seen.heard, now);
+                        if let Some(guard) = &mut self.guard {
+                            guard.expect(payload);
+                        }
+                        // It is written by the pump.
+                        cx.waker().wake_by_ref();
+                    }
+                }
+                Look::Rest if resume.is_some() => timer.look = now + conf.write_timeout,
+                Look::Rest => {
+                    self.timer = None;
+                    return Poll::Pending;
+                }
+            }
+        }
     }
 
-    fn period(&self) -> Duration {
-        match (self.half_closed, self.idle.is_zero()) {
-            (true, true) => HALF_CLOSED,
-            (true, false) => HALF_CLOSED.min(self.idle),
-            (false, _) => self.idle,
+    fn seen(&self) -> Seen {
+        let swallowed = self.guard.as_ref().map_or(0, |guard| guard.swallowed);
+        Seen {
+            moved: self.up.bytes() + self.down.bytes(),
+            heard: self.up.bytes() + swallowed,
+            server_takes: self.up.is_stuck().then(|| self.up.written()),
+            client_takes: self.down.is_stuck().then(|| self.down.written()),
+            half_closed: self.is_half_closed(),
+        }
+    }
+
+    /// One side has closed, the other has not.
+    fn is_half_closed(&self) -> bool {
+        !(self.up.is_open() && self.down.is_open())
+    }
+
+    /// From here on nothing is relayed but the rest of frames under way.
+    fn leave(&mut self, cause: Cause) {
+        let leaving = Leaving::new(&mut self.up, &mut self.down, cause.manner());
+        self.leaving = Some(Box::new((leaving, cause)));
+        let until = Instant::now() + LEAVE;
+        match &mut self.timer {
+            Some(timer) => timer.sleep.as_mut().reset(until),
+            None => {
+                let watch = Watch::new(&self.held.conf, until, 0.0, self.seen(), until);
+                let sleep = Box::pin(tokio::time::sleep_until(until));
+                self.timer = Some(Box::new(Timer { sleep, watch, look: until }));
+            }
+        }
+    }
+
+    /// Ready when its leave is taken, or its time for that is over.
+    fn poll_leave(&mut self, at_once: bool, cx: &mut Context<'_>) -> Poll<Cause> {
+        let Some(leaving) = &mut self.leaving else { return Poll::Pending };
+        let (leaving, cause) = &mut **leaving;
+        let done = with_scratch(|scratch| {
+            let ways = (&mut self.up, &mut self.down);
+            leaving.poll(ways, (&mut self.client, &mut self.server), scratch, cx).is_ready()
+        });
+        if self.close.is_none() && leaving.told_client() {
+            self.close = Some(Close { by: "proxy", code: cause.manner().codes.client });
+        }
+        let over = self.timer.as_mut().is_none_or(|timer| timer.sleep.as_mut().poll(cx).is_ready());
+        if done || over || at_once { Poll::Ready(*cause) } else { Poll::Pending }
+    }
+
+    fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<Cause> {
+        if !self.begun {
+            self.begun = true;
+            self.seat.listen(cx.waker());
+        }
+        let told = self.seat.told();
+        if self.leaving.is_none() {
+            let cause = if told != Told::Nothing { Poll::Ready(Cause::Drained) } else { self.poll_open(cx) };
+            match cause {
+                Poll::Pending => return Poll::Pending,
+                // There is nobody left to take leave of, or no way to.
+                Poll::Ready(Cause::Closed | Cause::ClientError | Cause::ServerError) => return cause,
+                Poll::Ready(cause) => self.leave(cause),
+            }
+        }
+        self.poll_leave(told == Told::GoNow, cx)
+    }
+
+    #[inline]
+    fn poll_open(&mut self, cx: &mut Context<'_>) -> Poll<Cause> {
+        let (cause, resume) = self.relay(cx);
+        match cause {
+            Some(cause) => Poll::Ready(cause),
+            None => self.watch(resume, cx),
         }
     }
 }
 
-/// Lets the kernel notice a peer that vanished without a word.
-pub fn watch_peer(socket: &TcpStream) -> io::Result<()> {
-    let probes = socket2::TcpKeepalive::new()
-        .with_time(Duration::from_secs(60))
-        .with_interval(Duration::from_secs(15))
-        .with_retries(4);
-    socket2::SockRef::from(socket).set_tcp_keepalive(&probes)
+impl<C, S> Future for Tunnel<C, S>
+where
+    C: AsyncRead + AsyncWrite + Unpin,
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    type Output = ();
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let this = self.get_mut();
+        let cause = std::task::ready!(this.poll_end(cx));
+        let metrics = this.seat.metrics();
+        metrics.tunnel_ends.get_or_create(&CauseLabel { cause: cause.as_str() }).inc();
+        this.held.access.log_tunnel(&TunnelEnd {
+            bytes: (this.up.bytes(), this.down.bytes()),
+            frames: (this.up.scanner.frames(), this.down.scanner.frames()),
+            close: this.close,
+            cause: cause.as_str(),
+        });
+        Poll::Ready(())
+    }
+}
+
+/// Lets the kernel notice a peer that vanished without a word. Set on a listener, its connections have it
+/// from their beginning.
+pub fn watch_peer<'s>(
+    socket: impl Into<socket2::SockRef<'s>>,
+    conf: &weir_conf::proxy::Proxy,
+) -> io::Result<()> {
+    let socket = socket.into();
+    if !conf.tcp_keepalive.is_zero() {
+        let probes = socket2::TcpKeepalive::new().with_time(conf.tcp_keepalive).with_interval(PROBES);
+        socket.set_tcp_keepalive(&probes)?;
+    }
+    #[cfg(target_os = "linux")]
+    if !conf.tcp_user_timeout.is_zero() {
+        // It also says how many probes without an answer are too many.
+        socket.set_tcp_user_timeout(Some(conf.tcp_user_timeout))?;
+    }
+    Ok(())
 }

@@ -80,15 +80,19 @@ impl Upstream {
         Upstream { name: name.into(), servers: servers.collect(), ring, tries: conf.connect_tries.max(1) }
     }
 
-    /// The way of one request through the servers.
-    pub fn plan(self: &Arc<Self>, key: &[u8]) -> Plan {
-        Plan {
-            upstream: self.clone(),
-            walk: self.ring.walk(key),
-            tries_left: self.tries,
-            soonest: None,
-            tried: false,
+    /// The names of its servers.
+    pub fn servers(&self) -> impl Iterator<Item = String> {
+        self.servers.iter().map(|server| server.name().to_string())
+    }
+
+    /// The way of one request through the servers: `prefer` first, if there is a server of this name.
+    pub fn plan(self: &Arc<Self>, key: &[u8], prefer: Option<&str>) -> Plan {
+        let prefer = prefer.and_then(|name| self.servers().position(|server| server == name));
+        let mut walk = self.ring.walk(key);
+        if let Some(index) = prefer {
+            walk.skip(index);
         }
+        Plan { upstream: self.clone(), prefer, walk, tries_left: self.tries, soonest: None, tried: false }
     }
 }
 
@@ -104,6 +108,7 @@ fn group(found: Vec<SocketAddr>) -> Vec<Vec<SocketAddr>> {
 
 pub struct Plan {
     upstream: Arc<Upstream>,
+    prefer: Option<usize>,
     walk: ring::Walk,
     tries_left: u32,
     soonest: Option<Duration>,
@@ -122,7 +127,8 @@ impl Plan {
     /// The next server to try, with its breaker's leave.
     pub fn next(&mut self, now: Instant) -> Result<Attempt, Exhausted> {
         while self.tries_left > 0 {
-            let Some(index) = self.walk.next(&self.upstream.ring) else { break };
+            let next = self.prefer.take().or_else(|| self.walk.next(&self.upstream.ring));
+            let Some(index) = next else { break };
             match Server::attempt(&self.upstream.servers[index], now) {
                 Ok(attempt) => {
                     (self.tries_left, self.tried) = (self.tries_left - 1, true);
@@ -156,14 +162,14 @@ mod tests {
             Arc::new(Upstream::new("app", (1..=3).map(|p| vec![addr(p)]).collect(), &conf, &metrics));
         let now = Instant::now();
         let first = |now| {
-            upstream.plan(b"key").next(now).map(|mut a| {
+            upstream.plan(b"key", None).next(now).map(|mut a| {
                 a.give_up(now);
                 a.addr()
             })
         };
         let home = first(now).unwrap();
 
-        let mut plan = upstream.plan(b"key");
+        let mut plan = upstream.plan(b"key", None);
         let mut seen = Vec::new();
         while let Ok(mut attempt) = plan.next(now) {
             seen.push(attempt.addr());
@@ -173,12 +179,29 @@ mod tests {
         assert!(seen[0] == home && seen[1] != home);
 
         for _ in 1..conf.breaker.failures {
-            upstream.plan(b"key").next(now).unwrap().fail(now, "refused");
+            upstream.plan(b"key", None).next(now).unwrap().fail(now, "refused");
         }
         assert_eq!(first(now).unwrap(), seen[1], "its breaker is open");
         let later = now + conf.breaker.open_for;
-        upstream.plan(b"key").next(later).unwrap().succeed();
+        upstream.plan(b"key", None).next(later).unwrap().succeed();
         assert_eq!(first(later).unwrap(), home, "the probe brought it back");
+    }
+
+    #[test]
+    fn a_preferred_server_is_first_and_once() {
+        let conf = conf();
+        let servers = (1..=3).map(|p| vec![addr(p)]).collect();
+        let upstream = Arc::new(Upstream::new("app", servers, &conf, &Metrics::default()));
+        for (prefer, first) in
+            [(Some("10.0.0.1:1"), Some(1)), (Some("10.0.0.1:3"), Some(3)), (Some("x"), None)]
+        {
+            let mut plan = upstream.plan(b"key", prefer);
+            let ports = std::iter::from_fn(|| plan.next(Instant::now()).ok().map(|a| a.addr().port()));
+            let mut ports: Vec<_> = ports.collect();
+            assert!(first.is_none_or(|first| ports[0] == first), "{prefer:?} {ports:?}");
+            ports.sort();
+            assert_eq!(ports, [1, 2, 3], "{prefer:?}");
+        }
     }
 
     #[test]
@@ -188,11 +211,11 @@ mod tests {
             Arc::new(Upstream::new("app", vec![vec![addr(1)], vec![addr(2)]], &conf, &Metrics::default()));
         let now = Instant::now();
         for _ in 0..2 * conf.breaker.failures {
-            if let Ok(mut attempt) = upstream.plan(b"key").next(now) {
+            if let Ok(mut attempt) = upstream.plan(b"key", None).next(now) {
                 attempt.fail(now, "refused");
             }
         }
-        let Err(exhausted) = upstream.plan(b"other").next(now) else { panic!("a server was left") };
+        let Err(exhausted) = upstream.plan(b"other", None).next(now) else { panic!("a server was left") };
         assert_eq!(exhausted, Exhausted { retry_after: conf.breaker.open_for, tried: false });
     }
 

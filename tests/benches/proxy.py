@@ -2,11 +2,12 @@
 """Weir's proxy beside nginx and HAProxy, in one run: each alone on core 0, load and echo server on core 1.
 
   CPU per echoed message (100 connections, one message under way on each), user and system time of all
-  the proxy's processes; resident memory per idle tunnel; CPU per handshake. Rounds alternate between
-  the proxies; the median and the range over the rounds are printed, and the ratio to Weir.
+  the proxy's processes; CPU per handshake; resident memory per idle tunnel; the latency of messages at
+  half load: half of what the slowest proxy of the round echoes at full load, the same for all. Rounds
+  alternate between the proxies; a Markdown table has the median and the range over the rounds.
 
-  apt-get install nginx-light haproxy; cargo build --release; cargo build --release -p weir-tests --bins
-  tests/benches/proxy.py [--rounds 3] [--seconds 5] [--size 128] [--idle 2000] [--target DIR]
+  apt-get install nginx-light haproxy; cargo build --release -p weir -p weir-tests --bins
+  tests/benches/proxy.py [--rounds 5] [--seconds 5] [--sizes 128,16384] [--idle 2000] [--target DIR]
 """
 import argparse, json, os, signal, statistics, subprocess, sys, tempfile, time
 
@@ -117,6 +118,14 @@ def echo_cpu(proxy, bench, seconds, size):
     return {"us_per_message": used * 1e6 / result["messages"], "messages_per_s": result["messages"] / result["seconds"], "busy": used / result["seconds"]}
 
 
+def half_load(proxy, bench, seconds, size, rate):
+    load = tool(bench, "paced", proxy.addr, 100, seconds, size, rate)
+    assert load.stdout.readline() == "start\n"
+    result = json.loads(load.stdout.readline())
+    load.wait()
+    return {"p50": result["p50"], "p99": result["p99"]}
+
+
 def idle(proxy, bench, count):
     before, cpu_before = rss(proxy.process.pid), cpu(proxy.process.pid)
     hold = tool(bench, "hold", proxy.addr, count)
@@ -129,41 +138,72 @@ def idle(proxy, bench, count):
     return {"kib_per_tunnel": (after - before) / count, "us_per_handshake": used * 1e6 / count}
 
 
+def table(seen, names, sizes):
+    rows = [("CPU per handshake, µs", "us_per_handshake"), ("memory per idle tunnel, KiB", "kib_per_tunnel")]
+    for size in sizes:
+        what = f"{size} B" if size < 1024 else f"{size // 1024} KiB"
+        rows += [(f"{what}: CPU per echoed message, µs", f"{size} us_per_message"), (f"{what}: messages a second", f"{size} messages_per_s"),
+                 (f"{what}: p99 at half load, µs", f"{size} p99"), (f"{what}: p50 at half load, µs", f"{size} p50")]
+    others = [name for name in names if name != "weir"] if "weir" in names else []
+    print("| | " + " | ".join(names) + "".join(f" | weir / {name}" for name in others) + " |")
+    print("|---" * (1 + len(names) + len(others)) + "|")
+    for title, key in rows:
+        cells = []
+        for name in names:
+            values = seen[name][key]
+            cells.append(f"{statistics.median(values):.2f} [{min(values):.2f}–{max(values):.2f}]")
+        for name in others:
+            # Memory may not have moved at all.
+            median = statistics.median(seen[name][key])
+            cells.append(f"{statistics.median(seen['weir'][key]) / median:.2f}" if median > 0 else "–")
+        print(f"| {title} | " + " | ".join(cells) + " |")
+
+
 def main():
     a = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    a.add_argument("--rounds", type=int, default=3)
+    a.add_argument("--rounds", type=int, default=5)
     a.add_argument("--seconds", type=int, default=5)
-    a.add_argument("--size", type=int, default=128)
+    a.add_argument("--sizes", default="128,16384")
     a.add_argument("--idle", type=int, default=2000)
     a.add_argument("--target", default=os.environ.get("CARGO_TARGET_DIR", f"{ROOT}/target"))
     a.add_argument("--only", help="comma-separated names")
     args = a.parse_args()
     bench, weir = f"{args.target}/release/echo_bench", f"{args.target}/release/weir"
-    names = args.only.split(",") if args.only else ["nginx", "haproxy", "weir"]
+    names = args.only.split(",") if args.only else ["weir", "nginx", "haproxy"]
+    sizes = [int(size) for size in args.sizes.split(",")]
     seen = {name: {} for name in names}
+    ports = iter(range(9910, 20000))
+
+    def measure(name, prefix, what):
+        # A fresh process for each figure: memory that a load left behind is not a tunnel's.
+        proxy = Proxy(name, next(ports), dir, weir)
+        try:
+            found = what(proxy)
+        finally:
+            proxy.stop()
+        for key, value in found.items():
+            seen[name].setdefault(prefix + key, []).append(value)
+        return found
+
     with tempfile.TemporaryDirectory() as dir:
         server = tool(bench, "server", f"127.0.0.1:{BACKEND}")
         time.sleep(0.5)
         try:
             for round in range(args.rounds):
-                for i, name in enumerate(names):
-                    # A fresh process for each figure: memory that a load left behind is not a tunnel's.
-                    for measure in (lambda p: idle(p, bench, args.idle), lambda p: echo_cpu(p, bench, args.seconds, args.size)):
-                        proxy = Proxy(name, 9910 + round * 10 + i, dir, weir)
-                        for key, value in measure(proxy).items():
-                            seen[name].setdefault(key, []).append(value)
-                        proxy.stop()
+                # Who is first changes with the round.
+                order = names[round % len(names):] + names[:round % len(names)]
+                for name in order:
+                    measure(name, "", lambda p: idle(p, bench, args.idle))
+                for size in sizes:
+                    full = [measure(name, f"{size} ", lambda p: echo_cpu(p, bench, args.seconds, size)) for name in order]
+                    rate = int(min(f["messages_per_s"] for f in full) / 2)
+                    for name in order:
+                        measure(name, f"{size} ", lambda p: half_load(p, bench, args.seconds, size, rate))
+                print(f"round {round + 1} of {args.rounds} done", file=sys.stderr)
         finally:
             server.kill()
-    print(f"{args.rounds} rounds, {args.size} B, {args.seconds} s each, {args.idle} idle tunnels; median [lowest–highest]")
-    for key, unit in (("us_per_message", "µs CPU per echoed message"), ("messages_per_s", "messages/s"), ("busy", "of core 0 in use"), ("us_per_handshake", "µs CPU per handshake"), ("kib_per_tunnel", "KiB per idle tunnel")):
-        for name in names:
-            values = seen[name][key]
-            median = statistics.median(values)
-            ratio = ""
-            if "weir" in names and name != "weir":
-                ratio = f"   weir/{name} = {statistics.median(seen['weir'][key]) / median:.2f}" if median else ""
-            print(f"{unit:28} {name:8} {median:10.2f} [{min(values):.2f}–{max(values):.2f}]{ratio}")
+    print(f"{args.rounds} rounds, {args.seconds} s each, {args.idle} idle tunnels, one core each; median [lowest–highest]\n")
+    table(seen, names, sizes)
 
 
 main()

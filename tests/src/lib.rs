@@ -8,10 +8,12 @@
 pub mod client;
 pub mod conf;
 pub mod echo;
+pub mod edge;
 pub mod http;
 pub mod net;
 pub mod ports;
 pub mod process;
+pub mod recorder;
 pub mod systems;
 
 use std::future::{Future, IntoFuture};

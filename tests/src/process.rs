@@ -10,6 +10,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, OnceLock};
+use std::time::Duration;
 use tempfile::TempDir;
 use tokio::process::{Child, Command};
 
@@ -99,13 +100,14 @@ impl Spec {
 
     /// Starts it, and waits for nothing.
     pub fn launch(self, listeners: &[(&str, &Port)]) -> Process {
-        let admin = Port::free();
+        let admin = Arc::new(Port::free());
         let folder = TempDir::new().expect("a folder for a conf");
         let mut set = self.set;
         set.extend(listeners.iter().map(|(key, port)| ((*key).to_owned(), port.to_string())));
         set.push(("admin.listen".to_owned(), admin.to_string()));
         let mut command = Command::new(binary());
         command.env_remove(BIN);
+        let mut arguments: Vec<String> = Vec::new();
         match &self.source {
             Source::Demo => {
                 let variable = |key: &str| format!("WEIR_{}", key.replace('.', "__").to_uppercase());
@@ -121,11 +123,12 @@ impl Spec {
                     Source::Shipped(path) => conf::repo().join(path),
                     Source::Demo => unreachable!("matched above"),
                 };
-                command.arg("run").arg("--config").arg(path);
-                command.args(set.iter().map(|(k, v)| format!("--set={k}={v}")));
+                arguments.extend(["run".to_owned(), "--config".to_owned(), path.display().to_string()]);
+                arguments.extend(set.iter().map(|(k, v)| format!("--set={k}={v}")));
             }
         }
-        Process::spawn(self.name, command, admin, folder)
+        command.args(&arguments);
+        Process::spawn(self.name, command, admin, arguments, Arc::new(folder))
     }
 }
 
@@ -134,14 +137,21 @@ pub struct Process {
     name: String,
     child: Child,
     pid: i32,
-    admin: Port,
+    admin: Arc<Port>,
+    arguments: Vec<String>,
     log: Arc<Mutex<Vec<String>>>,
     readers: Vec<std::thread::JoinHandle<()>>,
-    _folder: TempDir,
+    folder: Arc<TempDir>,
 }
 
 impl Process {
-    fn spawn(name: String, mut command: Command, admin: Port, folder: TempDir) -> Process {
+    fn spawn(
+        name: String,
+        mut command: Command,
+        admin: Arc<Port>,
+        arguments: Vec<String>,
+        folder: Arc<TempDir>,
+    ) -> Process {
         let mut child = command
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
@@ -159,7 +169,30 @@ impl Process {
             blocking(&file);
             keep_lines(file, log.clone())
         });
-        Process { name, child, pid, admin, log, readers: readers.into(), _folder: folder }
+        Process { name, child, pid, admin, arguments, log, readers: readers.into(), folder }
+    }
+
+    /// `weir run --upgrade` with the same conf: it waits for this process to hand over.
+    pub fn successor(&self) -> Process {
+        let mut command = Command::new(binary());
+        command.env_remove(BIN).args(&self.arguments).arg("--upgrade");
+        let name = format!("{}'s successor", self.name);
+        Process::spawn(name, command, self.admin.clone(), self.arguments.clone(), self.folder.clone())
+    }
+
+    /// Replaces its conf file; nobody has read it yet when this returns.
+    pub fn rewrite(&self, text: &str) {
+        std::fs::write(self.conf_file(), text).expect("a conf file");
+    }
+
+    /// Of a process that was started with a text of its own.
+    pub fn conf_file(&self) -> PathBuf {
+        self.folder.path().join(format!("{}.toml", self.name))
+    }
+
+    /// A path for a file of this process alone.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
     }
 
     pub fn pid(&self) -> i32 {
@@ -235,6 +268,22 @@ impl Process {
     fn is_zombie(&self) -> bool {
         let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.pid)).unwrap_or_default();
         stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('Z'))
+    }
+
+    /// Open descriptors.
+    pub fn descriptors(&self) -> usize {
+        std::fs::read_dir(format!("/proc/{}/fd", self.pid)).expect("it runs").count()
+    }
+
+    /// CPU time so far, of all its threads.
+    pub fn cpu(&self) -> Duration {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.pid)).expect("it runs");
+        let fields: Vec<u64> = stat
+            .rsplit_once(") ")
+            .map(|(_, rest)| rest.split(' ').map(|f| f.parse().unwrap_or_default()).collect())
+            .unwrap_or_default();
+        // User and system time, in ticks of 10 ms on every Linux there is.
+        Duration::from_millis(10 * (fields[11] + fields[12]))
     }
 
     /// Resident memory in KiB.

@@ -3,6 +3,8 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+#[path = "clients/apps.rs"]
+mod apps;
 #[path = "clients/rust.rs"]
 mod rust;
 #[path = "clients/suites.rs"]

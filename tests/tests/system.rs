@@ -10,17 +10,29 @@ mod bad_input;
 mod breaker;
 #[path = "system/conf.rs"]
 mod conf;
+#[path = "system/flood.rs"]
+mod flood;
+#[path = "system/hosts.rs"]
+mod hosts;
 #[path = "system/limits.rs"]
 mod limits;
 #[path = "system/nodes.rs"]
 mod nodes;
+#[path = "system/operate.rs"]
+mod operate;
 #[path = "system/path.rs"]
 mod path;
 #[path = "system/reconnect.rs"]
 mod reconnect;
 #[path = "system/slow.rs"]
 mod slow;
+#[path = "system/slow_peers.rs"]
+mod slow_peers;
+#[path = "system/smuggling.rs"]
+mod smuggling;
 #[path = "system/sticky.rs"]
 mod sticky;
 #[path = "system/stop.rs"]
 mod stop;
+#[path = "system/upgrades.rs"]
+mod upgrades;

@@ -1,9 +1,12 @@
-//! `weir`, `weir run`, `weir check`, `weir conf`, `weir bench`.
+//! `weir`, `weir run`, `weir check`, `weir conf`, `weir bench`; and the verbs for a running process,
+//! `weir reload`, `weir drain`, `weir status`, in `cli/ask.rs`.
 //!
-//! Exit codes: 0 done; 1 a listener could not be bound, or a run failed; 78 (`EX_CONFIG` of
+//! Exit codes: 0 done; 1 a listener could not be bound, a run failed, or an order was refused; 78 (`EX_CONFIG` of
 //! sysexits.h) the conf has mistakes. `weir bench` has its own, see there.
 
-use crate::{Weir, bench, signal};
+mod ask;
+
+use crate::{Inheritance, Weir, bench, signal};
 use clap::{Args, Parser, Subcommand};
 use std::io::Write;
 use std::path::PathBuf;
@@ -26,7 +29,7 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     /// Run the tiers that a conf file names
-    Run(Source),
+    Run(Run),
     /// Check conf files: every mistake with file, line and column; exit code 78 if there is one
     Check {
         #[arg(required = true)]
@@ -34,8 +37,23 @@ enum Command {
     },
     /// Print the effective conf, each value with its source; secrets are not shown
     Conf(Source),
+    /// Have a running process read its conf again; no connection closes
+    Reload(ask::Target),
+    /// Have a running process send its clients away, oldest first, and end; shows progress
+    Drain(ask::DrainArgs),
+    /// What a running process is doing
+    Status(ask::Target),
     /// Put load on a running system and report what arrived
     Bench(Box<bench::BenchArgs>),
+}
+
+#[derive(Args)]
+struct Run {
+    #[command(flatten)]
+    source: Source,
+    /// Take over the listeners of the running process, which is then sent SIGQUIT
+    #[arg(long)]
+    upgrade: bool,
 }
 
 #[derive(Args, Default)]
@@ -50,13 +68,17 @@ struct Source {
 
 pub fn main() -> ExitCode {
     match Cli::parse().command {
-        None => {
-            serve(Sources::new().text("demo.toml (built in)", weir_conf::DEMO).process_environment(), true)
-        }
-        Some(Command::Run(source)) => match source.sources() {
-            Ok(sources) => serve(sources, false),
+        None => serve(
+            Sources::new().text("demo.toml (built in)", weir_conf::DEMO).process_environment(),
+            How::Demo,
+        ),
+        Some(Command::Run(Run { source, upgrade })) => match source.sources() {
+            Ok(sources) => serve(sources, if upgrade { How::Upgrade } else { How::Plain }),
             Err(code) => code,
         },
+        Some(Command::Reload(target)) => ask::reload(&target),
+        Some(Command::Drain(args)) => ask::drain(&args),
+        Some(Command::Status(target)) => ask::status(&target),
         Some(Command::Check { files }) => check(&files),
         Some(Command::Conf(source)) => source.sources().map_or_else(|code| code, |s| print_conf(&s)),
         Some(Command::Bench(args)) => bench::main(*args),
@@ -116,7 +138,16 @@ fn print_conf(sources: &Sources) -> ExitCode {
     ExitCode::SUCCESS
 }
 
-fn serve(sources: Sources, demo: bool) -> ExitCode {
+#[derive(Clone, Copy, PartialEq)]
+enum How {
+    Plain,
+    /// The built-in conf; says where to look.
+    Demo,
+    /// With the listeners of a predecessor.
+    Upgrade,
+}
+
+fn serve(sources: Sources, how: How) -> ExitCode {
     let config = match load(&sources) {
         Ok(loaded) => loaded.config,
         Err(code) => return code,
@@ -133,7 +164,7 @@ fn serve(sources: Sources, demo: bool) -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    let code = runtime.block_on(run(&config, demo));
+    let code = runtime.block_on(run(&config, sources, how));
     // Whatever a tier left running in a blocking thread must not hold the exit.
     runtime.shutdown_background();
     code
@@ -153,20 +184,45 @@ fn raise_descriptor_limit() {
     }
 }
 
-async fn run(config: &Config, demo: bool) -> ExitCode {
+async fn run(config: &Config, sources: Sources, how: How) -> ExitCode {
     let drain = Drain::new();
-    let signals = signal::watch(drain.clone());
-    let weir = match Weir::bind(config).await {
+    let (serving, operator) = tokio::sync::oneshot::channel();
+    let signals = signal::watch(drain.clone(), operator);
+    let inheritance = match how {
+        How::Upgrade => match inherit(config.clone(), &drain).await {
+            Ok(inheritance) => inheritance,
+            Err(why) => {
+                eprintln!("weir: {why}");
+                return ExitCode::FAILURE;
+            }
+        },
+        How::Plain | How::Demo => Inheritance::default(),
+    };
+    let weir = match Weir::bind(config, inheritance).await {
         Ok(weir) => weir,
         Err(error) => {
             eprintln!("weir: {error}");
             return ExitCode::FAILURE;
         }
     };
-    if demo && let Some(addr) = weir.proxy_addrs().first() {
+    if how == How::Demo
+        && let Some(addr) = weir.proxy_addrs().first()
+    {
         eprintln!("Weir runs. Open http://{addr}/ in two tabs. Ctrl-C stops it.");
     }
-    let finished = weir.run(drain).await;
+    let operator = weir.operator(sources, &drain);
+    // It is watched as long as the process serves.
+    let _watched = serving.send(operator.clone());
+    let finished = weir.run(operator, drain).await;
     signals.abort();
     if finished { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// Waits for a predecessor, or for a signal that ends this process.
+async fn inherit(config: Config, drain: &Drain) -> Result<Inheritance, String> {
+    let waiting = tokio::task::spawn_blocking(move || Inheritance::await_predecessor(&config));
+    tokio::select! {
+        inheritance = waiting => inheritance.unwrap_or_else(|error| Err(error.to_string())),
+        () = drain.begun() => Err("told to stop before a predecessor came".into()),
+    }
 }

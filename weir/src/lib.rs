@@ -1,15 +1,20 @@
 //! Weir in one process: which tiers there are, and how they are joined, is decided here and
 //! nowhere else.
 //!
-//! Start: bind everything, then serve broker, node, proxy. Stop: the proxy and the node drain
-//! together (they may hold the same sockets), then the broker, then the admin listener.
+//! Start: bind everything (or take a predecessor's sockets, `handover.rs`), then serve broker, node,
+//! proxy. Stop: the proxy and the node drain together (they may hold the same sockets), then the
+//! broker, then the admin listener. What operators order meanwhile is in `operate.rs`.
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 pub mod bench;
 pub mod cli;
+mod handover;
+mod operate;
 pub mod signal;
 
+use handover::{Handed, Ready, Tier};
+use operate::{Operator, Tiers};
 use prometheus_client::registry::Registry;
 use std::io;
 use std::net::SocketAddr;
@@ -17,7 +22,7 @@ use std::sync::Arc;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use weir_broker::{Broker, Bus, BusError, Inbox, RemoteBus};
-use weir_conf::Config;
+use weir_conf::{Config, Sources};
 use weir_core::admin::{Admin, Check};
 use weir_core::drain::Drain;
 use weir_core::metrics;
@@ -47,6 +52,37 @@ pub struct Weir {
     broker: Option<Broker>,
     registry: Registry,
     drains: Drains,
+    conf: Config,
+    /// The predecessor that drains once this process serves.
+    predecessor: Option<Ready>,
+}
+
+/// Where this process begins: the sockets of a predecessor, or none.
+#[derive(Default)]
+pub struct Inheritance {
+    handed: Vec<Handed>,
+    predecessor: Option<Ready>,
+}
+
+impl Inheritance {
+    /// Waits for the predecessor that is told (by SIGQUIT) to hand over; blocks.
+    pub fn await_predecessor(conf: &Config) -> Result<Inheritance, String> {
+        let path = std::path::Path::new(&conf.admin.upgrade_socket);
+        let (handed, ready) = handover::receive(path)?;
+        Ok(Inheritance { handed, predecessor: Some(ready) })
+    }
+
+    fn one(&mut self, tier: Tier, addr: SocketAddr) -> Option<std::net::TcpListener> {
+        let at = self.handed.iter().position(|h| h.tier == tier && h.addr == addr)?;
+        Some(self.handed.swap_remove(at).listener)
+    }
+
+    fn of_proxy(&mut self) -> Inherited {
+        let (ours, rest) = std::mem::take(&mut self.handed).into_iter().partition(|h| h.tier == Tier::Proxy);
+        self.handed = rest;
+        let ours: Vec<Handed> = ours;
+        ours.into_iter().map(|h| (h.addr, h.listener)).collect()
+    }
 }
 
 /// One for each step of stopping.
@@ -60,12 +96,12 @@ struct Drains {
 
 impl Weir {
     /// Binds every listener of every role, or says which one could not be.
-    pub async fn bind(conf: &Config) -> Result<Weir, BindError> {
+    pub async fn bind(conf: &Config, mut inheritance: Inheritance) -> Result<Weir, BindError> {
         let mut registry = metrics::registry();
         let drains = Drains::default();
         let admin = match conf.admin.enabled {
             true => Some(
-                Admin::bind(&conf.admin)
+                Admin::bind(&conf.admin, inheritance.one(Tier::Admin, conf.admin.listen))
                     .map_err(|source| BindError::Admin { addr: conf.admin.listen, source })?,
             ),
             false => None,
@@ -75,7 +111,10 @@ impl Weir {
             false => None,
         };
         let node = match conf.roles.node {
-            true => Some(bind_node(conf, broker.as_ref(), &mut registry, &drains.broker)?),
+            true => {
+                let socket = inheritance.one(Tier::Node, conf.node.listen);
+                Some(bind_node(conf, broker.as_ref(), &mut registry, &drains.broker, socket)?)
+            }
             false => None,
         };
         let proxy = match conf.roles.proxy {
@@ -83,11 +122,12 @@ impl Weir {
                 let local = node
                     .as_ref()
                     .map(|(node, ..)| LocalNode { acceptor: node.acceptor(), addr: node.local_addr() });
-                Some(Proxy::bind(&conf.proxy, local, &mut registry, Inherited::new())?)
+                Some(Proxy::bind(&conf.proxy, local, &mut registry, inheritance.of_proxy())?)
             }
             false => None,
         };
-        Ok(Weir { admin, proxy, node, broker, registry, drains })
+        let (conf, predecessor) = (conf.clone(), inheritance.predecessor);
+        Ok(Weir { admin, proxy, node, broker, registry, drains, conf, predecessor })
     }
 
     /// Where clients connect, if the proxy is here.
@@ -107,12 +147,31 @@ impl Weir {
         self.admin.as_ref().and_then(|admin| admin.local_addr().ok())
     }
 
+    /// What operators order ends here; `sources` are read again by a reload.
+    pub fn operator(&self, sources: Sources, drain: &Drain) -> Arc<Operator> {
+        let (conf, mut sockets) = (&self.conf, Vec::new());
+        if let Some((node, ..)) = &self.node {
+            sockets.extend(operate::second_handle(Tier::Node, conf.node.listen, node.socket()));
+        }
+        if let Some(admin) = &self.admin {
+            sockets.extend(operate::second_handle(Tier::Admin, conf.admin.listen, admin.socket()));
+        }
+        let tiers = Tiers {
+            proxy: self.proxy.as_ref().map(Proxy::control),
+            node: self.node.as_ref().map(|(node, ..)| node.health()),
+            sockets,
+        };
+        Arc::new(Operator::new(sources, conf.clone(), tiers, drain.clone()))
+    }
+
     /// Serves until `drain` has begun and each tier has finished; `drain.stop()` cuts that short.
     /// False if a tier ended by itself.
-    pub async fn run(self, drain: Drain) -> bool {
+    pub async fn run(self, operator: Arc<Operator>, drain: Drain) -> bool {
         let drains = self.drains;
         let checks = checks(self.node.as_ref().map(|(node, ..)| node.health()));
-        let admin = self.admin.map(|a| tokio::spawn(a.run(self.registry, checks, drains.admin.clone())));
+        let admin = self
+            .admin
+            .map(|a| tokio::spawn(a.run(self.registry, checks, operator.clone(), drains.admin.clone())));
         let ended = CancellationToken::new();
         let broker = self.broker.map(|b| tier(&ended, b.run(drains.broker.clone())));
         let mut front: Vec<JoinHandle<()>> = Vec::new();
@@ -123,6 +182,9 @@ impl Weir {
             front.push(tier(&ended, run_proxy(proxy, drains.front.clone())));
         }
         tracing::info!("serving");
+        if let Some(predecessor) = self.predecessor {
+            predecessor.say();
+        }
         let healthy = tokio::select! {
             () = drain.begun() => true,
             () = ended.cancelled() => false,
@@ -131,9 +193,14 @@ impl Weir {
             tracing::error!("a tier ended by itself; stopping the others");
         }
         drains.stop_all_when_stopped(&drain);
+        operator.close_sockets();
+        if operator.has_handed_over() {
+            // Its port is the successor's now: scrapers and operators are to find that one.
+            drains.admin.stop();
+        }
         // It goes on serving, but says that this process is about to go.
         drains.admin.begin();
-        drains.front.begin();
+        drains.front.begin_at(drain.pace());
         finish(front).await;
         drains.broker.begin();
         finish(broker).await;
@@ -162,8 +229,9 @@ fn bind_node(
     broker: Option<&Broker>,
     registry: &mut Registry,
     drain: &Drain,
+    inherited: Option<std::net::TcpListener>,
 ) -> Result<(Node, Arc<dyn Bus>, Inbox), BindError> {
-    let node = Node::bind(&conf.node, &conf.channel, registry)?;
+    let node = Node::bind(&conf.node, &conf.channel, registry, inherited)?;
     let (bus, inbox) = match broker {
         Some(broker) => {
             broker.attach(node.id(), &conf.node.name, conf.node.inbox_size).map_err(BindError::Attach)?

@@ -1,40 +1,53 @@
 //! The one owner of signals.
 //!
-//! SIGTERM or SIGINT begins a drain; a second one stops at once. SIGHUP is taken and reported, so
-//! that it does not end the process: there is no reload yet.
+//! SIGTERM or SIGINT begins a drain; a second one stops at once. SIGHUP reloads the conf. SIGQUIT
+//! hands the listeners to a successor.
 
-use tokio::signal::unix::{Signal, SignalKind, signal};
+use crate::operate::Operator;
+use std::sync::Arc;
+use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinHandle;
 use weir_core::drain::Drain;
 
-/// Watches until aborted.
-pub fn watch(drain: Drain) -> JoinHandle<()> {
+/// Watches until aborted. Signals count from now on, also those that come before `operator` is there.
+pub fn watch(drain: Drain, operator: tokio::sync::oneshot::Receiver<Arc<Operator>>) -> JoinHandle<()> {
+    let signals =
+        [SignalKind::terminate(), SignalKind::interrupt(), SignalKind::hangup(), SignalKind::quit()]
+            .map(signal);
     tokio::spawn(async move {
-        let signals =
-            (signal(SignalKind::terminate()), signal(SignalKind::interrupt()), signal(SignalKind::hangup()));
-        let (Ok(mut term), Ok(mut int), Ok(mut hup)) = signals else {
+        let [Ok(mut term), Ok(mut int), Ok(mut hup), Ok(mut quit)] = signals else {
             tracing::error!("signals cannot be watched: the process ends without a drain when it is told to");
             return;
         };
-        loop {
-            if !ended_by(&mut term, &mut int, &mut hup).await {
-                tracing::warn!("SIGHUP: reload is not available in this version; nothing changed");
-            } else if drain.has_begun() {
-                tracing::warn!("second signal: stopping now");
-                drain.stop();
-            } else {
-                tracing::info!("draining; a second signal stops at once");
-                drain.begin();
+        let serving = async {
+            let Ok(operator) = operator.await else { return };
+            loop {
+                tokio::select! {
+                    // Its outcome is logged where it is known.
+                    _ = hup.recv() => drop(operator.reload().await),
+                    _ = quit.recv() => {
+                        if let Err(why) = operator.hand_over().await {
+                            tracing::error!("not handed over, nothing has changed: {why}");
+                        }
+                    }
+                }
             }
-        }
+        };
+        let stopping = async {
+            loop {
+                tokio::select! {
+                    _ = term.recv() => {}
+                    _ = int.recv() => {}
+                }
+                if drain.has_begun() {
+                    tracing::warn!("second signal: stopping now");
+                    drain.stop();
+                } else {
+                    tracing::info!("draining; a second signal stops at once");
+                    drain.begin();
+                }
+            }
+        };
+        let ((), ()) = tokio::join!(serving, stopping);
     })
-}
-
-/// True for a signal that ends the process, false for SIGHUP.
-async fn ended_by(term: &mut Signal, int: &mut Signal, hup: &mut Signal) -> bool {
-    tokio::select! {
-        _ = term.recv() => true,
-        _ = int.recv() => true,
-        _ = hup.recv() => false,
-    }
 }

@@ -57,13 +57,13 @@ impl Rules<'_> {
             let text = format!("{name:?} is not a token; accepted: {known}");
             self.mistake(&[&key("token")], text);
         }
-        let keyless = route.sticky == Sticky::Ip && route.gate.token.is_none();
+        let keyless = matches!(route.sticky, Sticky::Ip | Sticky::Affinity(_)) && route.gate.token.is_none();
         let of_key: [(&str, bool); 2] = [
             ("limits.max_connections_per_key", route.limits.max_connections_per_key > 0),
             ("limits.key_rate", route.limits.key_rate.is_some()),
         ];
         for (name, _) in of_key.into_iter().filter(|(_, set)| *set && keyless) {
-            let text = "clients of this route have no key; accepted: token, or sticky by header, cookie or query, or a limit per address";
+            let text = "clients of this route have no key; accepted: token, or sticky by something that requests bring, or a limit per address";
             self.mistake(&[&key(name), &key("sticky"), &key("token")], text);
         }
     }

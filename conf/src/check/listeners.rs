@@ -52,14 +52,16 @@ impl Rules<'_> {
 
     /// Secrets that everyone knows, or could guess.
     pub(super) fn placeholders(&mut self) {
-        let Config { node, broker, admin, roles, .. } = self.config;
-        let secrets: [(&str, &Secret, bool, usize); 6] = [
+        let Config { proxy, node, broker, admin, roles, .. } = self.config;
+        let secrets: [(&str, &Secret, bool, usize); 8] = [
             ("admin.token", &admin.token, true, 0),
             ("node.api_key", &node.api_key, roles.node, 0),
             ("node.token.hmac_secret", &node.token.hmac_secret, roles.node, 32),
             ("node.token.hmac_previous_secret", &node.token.hmac_previous_secret, roles.node, 32),
             ("node.broker_secret", &node.broker_secret, roles.node, 0),
             ("broker.secret", &broker.secret, roles.broker, 16),
+            ("proxy.affinity_secret", &proxy.affinity_secret, roles.proxy, 32),
+            ("proxy.affinity_previous_secret", &proxy.affinity_previous_secret, roles.proxy, 32),
         ];
         let open = self.bound().into_iter().find(|(_, addr)| !is_loopback(*addr));
         for (key, secret, used, length) in secrets {

@@ -255,7 +255,7 @@ fn a_front_on_a_runtime_of_its_own() {
 async fn a_port_in_use_names_key_and_address() {
     let server = Server::start(|_| {});
     let taken = weir_conf::node::Node { listen: server.address, ..conf() };
-    let error = Node::bind(&taken, &channels(), &mut Registry::default()).err().unwrap().to_string();
+    let error = Node::bind(&taken, &channels(), &mut Registry::default(), None).err().unwrap().to_string();
     assert!(error.contains("node.listen") && error.contains(&server.address.to_string()), "{error}");
 }
 

@@ -8,6 +8,7 @@ use super::rates::Rates;
 use super::{Admit, Refused, is_listed, renewed};
 use crate::token::{Proof, Verifier};
 use http::request::Parts;
+use serde_json::{Map, Value};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
@@ -35,13 +36,15 @@ pub struct RouteState {
     requests: Option<Arc<Rates>>,
 }
 
+pub type StickyKey<'a> = dyn Fn(&Parts, Option<&Map<String, Value>>) -> Option<Vec<u8>> + Sync + 'a;
+
 /// A request at the gate.
-pub struct Asked<'a> {
+pub struct AtGate<'a> {
     pub head: &'a mut Parts,
     pub client: IpAddr,
     pub websocket: bool,
-    /// The sticky key of a request, or its address.
-    pub sticky: &'a (dyn Fn(&Parts) -> Vec<u8> + Sync),
+    /// The sticky key that the request brings itself, by its claims among others.
+    pub sticky: &'a StickyKey<'a>,
 }
 
 /// Let in.
@@ -63,10 +66,11 @@ pub struct Held {
     _per_key: Option<KeyPlace>,
 }
 
-/// What makes a route the same one in the next conf: all that it is but whom it lets in.
+/// What makes a route the same one in the next conf: its name, what requests must fit, what it does.
 pub fn identity(route: &Route) -> String {
-    let bare = Route { gate: Default::default(), limits: Default::default(), ..route.clone() };
-    format!("{bare:?}")
+    let fits = (&route.host, &route.path, &route.path_exact, &route.path_regex);
+    let fits_too = (&route.header, &route.method, &route.websocket);
+    format!("{:?} {fits:?} {fits_too:?} {:?}", route.name, route.action)
 }
 
 impl RouteState {
@@ -118,27 +122,33 @@ impl Gate {
         }
     }
 
+    /// Lets everybody in.
+    #[cfg(test)]
+    pub fn open() -> Gate {
+        Gate::new(&Default::default(), None, Arc::default())
+    }
+
     /// Lets a request in, or says why not. May wait: for the token's keys, for its turn.
-    pub async fn admit(&self, admit: &Admit, asked: Asked<'_>) -> Result<Admitted, Refused> {
-        if asked.websocket && !self.origins.allow(&asked.head.headers) {
+    pub async fn admit(&self, admit: &Admit, at: AtGate<'_>) -> Result<Admitted, Refused> {
+        if at.websocket && !self.origins.allow(&at.head.headers) {
             return Err(Refused::forbidden("origin"));
         }
-        if !is_listed(asked.client, &self.allow, &self.deny) {
+        if !is_listed(at.client, &self.allow, &self.deny) {
             return Err(Refused::forbidden("denied"));
         }
         let proof = match &self.token {
-            Some(token) => Some(token.verify(asked.head, SystemTime::now()).await?),
+            Some(token) => Some(token.verify(at.head, SystemTime::now()).await?),
             None => None,
         };
-        let address = admit.key(asked.client);
+        let address = admit.key(at.client);
         let subject = proof.as_ref().and_then(Proof::subject).map(|sub| sub.as_bytes().to_vec());
-        let key = match subject.unwrap_or_else(|| (asked.sticky)(asked.head)) {
-            // It has none of its own.
-            key if key == asked.client.to_string().as_bytes() => address,
-            key => key::of_bytes(&key, &admit.lasting.secret),
+        let sticky = || (at.sticky)(at.head, proof.as_ref().map(|proof| &proof.claims));
+        let key = match subject.or_else(sticky) {
+            Some(key) => key::of_bytes(&key, &admit.lasting.secret),
+            None => address,
         };
         let held = self.state.places(address, key)?;
-        let handshake = match asked.websocket {
+        let handshake = match at.websocket {
             true => self.handshake(admit, address, key).await?,
             false => {
                 let mut spent = Spent::default();

@@ -1,6 +1,6 @@
 //! What passes on from one conf to the next, and what is given back.
 
-use super::gate::{Admitted, Asked};
+use super::gate::{Admitted, AtGate};
 use super::*;
 use crate::testing::conf;
 use http::request::Parts;
@@ -39,8 +39,10 @@ const WS: Client = Client { ip: "1.1.1.1", websocket: true, fields: Vec::new() }
 async fn ask(admit: &Admit, route: &Route, client: &Client) -> Result<Admitted, &'static str> {
     let address = ip(client.ip);
     let mut head = head(&client.fields);
-    let sticky = |head: &Parts| crate::route::sticky_key(&route.sticky, head, address);
-    let asked = Asked { head: &mut head, client: address, websocket: client.websocket, sticky: &sticky };
+    let sticky = |head: &Parts, _claims: Option<&serde_json::Map<String, serde_json::Value>>| {
+        head.headers.get("x-user").map(|user| user.as_bytes().to_vec())
+    };
+    let asked = AtGate { head: &mut head, client: address, websocket: client.websocket, sticky: &sticky };
     admit.gate(route).admit(admit, asked).await.map_err(|refused| refused.cause)
 }
 

@@ -89,8 +89,9 @@ pub fn parse(bytes: &[u8]) -> Result<Head, Bad> {
         }
     }
     let body = framing(&headers, version)?;
-    let uri = target(request.path.unwrap_or_default(), &method, &mut headers)?;
+    // Before the target, which may bring one: HTTP/1.1 asks for the header itself (RFC 9112, 3.2).
     host(&headers, version)?;
+    let uri = target(request.path.unwrap_or_default(), &method, &mut headers)?;
 
     let (mut parts, ()) = http::Request::new(()).into_parts();
     (parts.method, parts.uri, parts.version, parts.headers) = (method, uri, version, headers);
@@ -153,6 +154,10 @@ fn framing(headers: &HeaderMap, version: Version) -> Result<Body, Bad> {
 fn target(text: &str, method: &Method, headers: &mut HeaderMap) -> Result<Uri, Bad> {
     if *method == Method::CONNECT {
         return Err(Bad { status: 405, why: "CONNECT" });
+    }
+    // It sends back what it was sent: cookies that scripts may not see, and what proxies have put in.
+    if *method == Method::TRACE {
+        return Err(Bad { status: 405, why: "TRACE" });
     }
     // A `Uri` would silently drop a fragment.
     if text.bytes().any(|b| !b.is_ascii_graphic() || b == b'#') {
@@ -272,6 +277,8 @@ mod tests {
             ("GET / HTTP/2.0\r\nHost: a\r\n\r\n".into(), 505),
             ("PROXY TCP4 1.2.3.4 5.6.7.8 1 2\r\nHost: a\r\n\r\n".into(), 400),
             ("CONNECT a:80 HTTP/1.1\r\nHost: a\r\n\r\n".into(), 405),
+            ("TRACE / HTTP/1.1\r\nHost: a\r\n\r\n".into(), 405),
+            ("GET http://a/ HTTP/1.1\r\n\r\n".into(), 400),
             ("GET / HTTP/1.1\r\nHost: a\r\nX: a\0b\r\n\r\n".into(), 400),
             ("GET / HTTP/1.1\r\nHost: a\r\nX\u{b}: b\r\n\r\n".into(), 400),
             (post("Content-Length: 1\r\nTransfer-Encoding: chunked"), 400),

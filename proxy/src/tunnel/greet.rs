@@ -77,7 +77,7 @@ async fn handshake(
     let _ = server.set_nodelay(true);
     let exchange = async {
         let mut request = Vec::with_capacity(1024);
-        forward::write_request(head, &mut request);
+        forward::write_request_to(attempt.name(), head, &mut request);
         server.write_all(&request).await.map_err(|_| ReadError::Closed)?;
         answer::read(&mut server).await
     };

@@ -1,14 +1,16 @@
-//! The two-way copy. It holds no buffer while idle: bytes are read into a scratch buffer of the
-//! thread and written on from there; only what the other side cannot take at once is kept, and
-//! until that is gone nothing more is read (backpressure).
+//! One direction of the two-way copy. It holds no buffer while idle: bytes are read into a scratch
+//! buffer of the thread, looked at there, and written on from there; only what the other side cannot
+//! take at once is kept, and until that is gone nothing more is read (backpressure).
 
-use crate::metrics::Metrics;
+use super::frames::{Rules, Scanner, Sender, Stop};
+use super::limits::{Guard, Judged, Verdict};
 use bytes::{Buf, Bytes};
 use std::cell::RefCell;
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::time::Instant;
 
 /// At most so much is kept for a side that does not read, per direction.
 const SCRATCH: usize = 32 * 1024;
@@ -17,19 +19,23 @@ thread_local! {
     static BUFFER: RefCell<Box<[u8]>> = RefCell::new(vec![0; SCRATCH].into());
 }
 
-pub struct Relay<C, S> {
-    client: C,
-    server: S,
-    up: Way,
-    down: Way,
+/// Lends the scratch buffer of this thread.
+pub fn with_scratch<T>(work: impl FnOnce(&mut [u8]) -> T) -> T {
+    BUFFER.with_borrow_mut(|scratch| work(scratch))
 }
 
 /// One direction.
-struct Way {
-    /// Read, not yet written.
+pub struct Way {
+    pub scanner: Scanner,
+    /// Passed, not yet written.
     spill: Bytes,
-    bytes: u64,
+    /// Read, not yet passed: the beginning of a header mostly, or what a rate holds back.
+    kept: Vec<u8>,
+    /// What is kept can be judged again without anything to follow it.
+    again: bool,
     state: State,
+    /// Passed so far.
+    bytes: u64,
 }
 
 /// ```text
@@ -42,138 +48,190 @@ enum State {
     Done,
 }
 
-/// Why a tunnel ended.
+/// How far a pump came.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Cause {
-    /// Both sides closed.
-    Closed,
-    ClientError,
-    ServerError,
-    /// No byte in either direction for too long.
-    Idle,
-    /// One side closed, and the other went silent without closing.
-    HalfClosed,
-    /// The proxy is being drained.
-    Drained,
-}
-
-impl Cause {
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Cause::Closed => "closed",
-            Cause::ClientError => "client_error",
-            Cause::ServerError => "server_error",
-            Cause::Idle => "idle",
-            Cause::HalfClosed => "half_closed",
-            Cause::Drained => "drained",
-        }
-    }
-}
-
-impl<C, S> Relay<C, S>
-where
-    C: AsyncRead + AsyncWrite + Unpin,
-    S: AsyncRead + AsyncWrite + Unpin,
-{
-    /// `from_client` and `from_server` were read ahead and are passed on first.
-    pub fn new(client: C, from_client: Bytes, server: S, from_server: Bytes) -> Relay<C, S> {
-        Relay { client, server, up: Way::new(from_client), down: Way::new(from_server) }
-    }
-
-    /// Moves what can be moved. Ready once both directions have ended, or one has failed.
-    pub fn poll(&mut self, cx: &mut Context<'_>, metrics: &Metrics) -> Poll<Cause> {
-        BUFFER.with_borrow_mut(|scratch| {
-            let before = (self.up.bytes, self.down.bytes);
-            let up = self.up.pump(&mut self.client, &mut self.server, scratch, cx);
-            let down = self.down.pump(&mut self.server, &mut self.client, scratch, cx);
-            if self.up.bytes > before.0 {
-                metrics.bytes_up.inc_by(self.up.bytes - before.0);
-            }
-            if self.down.bytes > before.1 {
-                metrics.bytes_down.inc_by(self.down.bytes - before.1);
-            }
-            match (up, down) {
-                (Poll::Ready(Err(Broken::Input)), _) | (_, Poll::Ready(Err(Broken::Output))) => {
-                    Poll::Ready(Cause::ClientError)
-                }
-                (_, Poll::Ready(Err(Broken::Input))) | (Poll::Ready(Err(Broken::Output)), _) => {
-                    Poll::Ready(Cause::ServerError)
-                }
-                (Poll::Ready(Ok(())), Poll::Ready(Ok(()))) => Poll::Ready(Cause::Closed),
-                _ => Poll::Pending,
-            }
-        })
-    }
-
-    /// Bytes so far, towards the server and towards the client.
-    pub fn bytes(&self) -> (u64, u64) {
-        (self.up.bytes, self.down.bytes)
-    }
-
-    /// One side has closed, the other has not.
-    pub fn is_half_closed(&self) -> bool {
-        self.up.state != State::Open || self.down.state != State::Open
-    }
-}
-
-enum Broken {
-    Input,
-    Output,
+pub enum Flow {
+    /// One of the two sockets has to move first.
+    Waiting,
+    /// Nothing is read until then.
+    Paused(Instant),
+    /// Both ends of this direction are closed.
+    Done,
+    InputBroken,
+    OutputBroken,
+    /// A limit was met: the end of the tunnel.
+    Stopped(Verdict),
 }
 
 impl Way {
-    fn new(spill: Bytes) -> Way {
-        Way { bytes: spill.len() as u64, spill, state: State::Open }
+    /// `ahead` was read before, and is judged and passed on first.
+    pub fn new(sender: Sender, ahead: Bytes) -> Way {
+        Way {
+            scanner: Scanner::new(sender),
+            spill: Bytes::new(),
+            again: !ahead.is_empty(),
+            kept: ahead.into(),
+            state: State::Open,
+            bytes: 0,
+        }
     }
 
+    /// Moves what can be moved.
     #[inline]
-    fn pump<R, W>(
+    pub fn pump<R, W>(
         &mut self,
-        from: &mut R,
-        to: &mut W,
+        (from, to): (&mut R, &mut W),
+        mut guard: Option<&mut Guard>,
         scratch: &mut [u8],
         cx: &mut Context<'_>,
-    ) -> Poll<Result<(), Broken>>
+    ) -> Flow
     where
         R: AsyncRead + Unpin,
         W: AsyncWrite + Unpin,
     {
         loop {
             if !self.spill.is_empty() {
-                ready!(self.drain(to, cx)).map_err(|_| Broken::Output)?;
+                match self.flush(to, cx) {
+                    Poll::Ready(Ok(())) => {}
+                    Poll::Ready(Err(_)) => return Flow::OutputBroken,
+                    Poll::Pending => return Flow::Waiting,
+                }
             }
             match self.state {
                 State::Open => {}
-                State::Done => return Poll::Ready(Ok(())),
+                State::Done => return Flow::Done,
                 State::Ending => {
                     // Its other half may still be of use, so a failure here is for that to find.
-                    let _ = ready!(Pin::new(&mut *to).poll_shutdown(cx));
+                    if Pin::new(&mut *to).poll_shutdown(cx).is_pending() {
+                        return Flow::Waiting;
+                    }
                     self.state = State::Done;
-                    return Poll::Ready(Ok(()));
+                    return Flow::Done;
                 }
             }
-            let mut buf = ReadBuf::new(scratch);
-            ready!(Pin::new(&mut *from).poll_read(cx, &mut buf)).map_err(|_| Broken::Input)?;
-            let read = buf.filled();
-            if read.is_empty() {
-                self.state = State::Ending;
+            let (end, judged) = match &mut guard {
+                None => {
+                    let (end, _) = match self.fill(from, scratch, usize::MAX, cx) {
+                        Poll::Ready(Ok(filled)) => filled,
+                        Poll::Ready(Err(_)) => return Flow::InputBroken,
+                        Poll::Pending => return Flow::Waiting,
+                    };
+                    (end, self.judge(&scratch[..end]))
+                }
+                Some(guard) => {
+                    let allowance = match guard.allow(Instant::now) {
+                        Ok(allowance) => allowance,
+                        Err(when) => return Flow::Paused(when),
+                    };
+                    let (end, fresh) = match self.fill(from, scratch, allowance.bytes, cx) {
+                        Poll::Ready(Ok(filled)) => filled,
+                        Poll::Ready(Err(_)) => return Flow::InputBroken,
+                        Poll::Pending => return Flow::Waiting,
+                    };
+                    (end, guard.judge(&mut self.scanner, &mut scratch[..end], fresh, &allowance))
+                }
+            };
+            if end == 0 {
                 continue;
             }
-            self.bytes += read.len() as u64;
-            let written = match Pin::new(&mut *to).poll_write(cx, read) {
-                Poll::Ready(written) => written.map_err(|_| Broken::Output)?,
-                Poll::Pending => 0,
-            };
-            if written < read.len() {
-                self.spill = Bytes::copy_from_slice(&read[written..]);
-            } else if let Poll::Ready(Err(_)) = Pin::new(&mut *to).poll_flush(cx) {
-                return Poll::Ready(Err(Broken::Output));
+            let Judged { pass, keep, verdict } = judged;
+            self.keep(&scratch[pass..keep], verdict != Verdict::Good);
+            if self.write(to, &scratch[..pass], cx).is_err() {
+                return Flow::OutputBroken;
+            }
+            if !matches!(verdict, Verdict::Good | Verdict::Later) {
+                return Flow::Stopped(verdict);
             }
         }
     }
 
+    /// Without limits: all passes but the beginning of a header.
+    #[inline]
+    fn judge(&mut self, bytes: &[u8]) -> Judged {
+        let (mut pass, stop) = self.scanner.scan(bytes, &Rules::NONE);
+        if stop == Stop::Nonsense {
+            // It is left to the two ends to make something of it.
+            self.scanner.lose();
+            pass = bytes.len();
+        }
+        Judged { pass, keep: bytes.len(), verdict: Verdict::Good }
+    }
+
+    /// What was kept, and what there is to be read after it, at the scratch buffer's start. Says how
+    /// much that is, and how much of it is new. Nothing: the input has ended.
+    #[inline]
+    pub fn fill<R: AsyncRead + Unpin>(
+        &mut self,
+        from: &mut R,
+        scratch: &mut [u8],
+        limit: usize,
+        cx: &mut Context<'_>,
+    ) -> Poll<io::Result<(usize, usize)>> {
+        if self.again {
+            // What was read ahead of a tunnel may be longer than a read.
+            let part = self.kept.len().min(scratch.len());
+            scratch[..part].copy_from_slice(&self.kept[..part]);
+            self.kept = self.kept.split_off(part);
+            self.again = !self.kept.is_empty();
+            return Poll::Ready(Ok((part, 0)));
+        }
+        let have = self.kept.len();
+        let end = scratch.len().min(have.saturating_add(limit));
+        let mut buf = ReadBuf::new(&mut scratch[have..end]);
+        ready!(Pin::new(from).poll_read(cx, &mut buf))?;
+        let fresh = buf.filled().len();
+        if have > 0 {
+            scratch[..have].copy_from_slice(&self.kept);
+            self.kept = Vec::new();
+        }
+        if fresh == 0 {
+            self.state = State::Ending;
+            // Half a header is of no use, and yet not ours to leave out.
+            self.spill = Bytes::copy_from_slice(&scratch[..have]);
+            self.bytes += have as u64;
+            return Poll::Ready(Ok((0, 0)));
+        }
+        Poll::Ready(Ok((have + fresh, fresh)))
+    }
+
+    /// To be brought again by the next [`Way::fill`]; `again`: even if nothing follows.
+    #[inline]
+    pub fn keep(&mut self, bytes: &[u8], again: bool) {
+        if bytes.is_empty() {
+            return;
+        }
+        // What was read ahead and did not fit stands behind it.
+        self.kept.splice(..0, bytes.iter().copied());
+        self.again |= again;
+    }
+
+    /// What cannot be written now is spilled.
+    #[inline]
+    pub fn write<W: AsyncWrite + Unpin>(
+        &mut self,
+        to: &mut W,
+        bytes: &[u8],
+        cx: &mut Context<'_>,
+    ) -> io::Result<()> {
+        if bytes.is_empty() {
+            return Ok(());
+        }
+        self.bytes += bytes.len() as u64;
+        let written = match Pin::new(&mut *to).poll_write(cx, bytes) {
+            Poll::Ready(written) => written?,
+            Poll::Pending => 0,
+        };
+        if written < bytes.len() {
+            self.spill = Bytes::copy_from_slice(&bytes[written..]);
+        } else if let Poll::Ready(flushed) = Pin::new(to).poll_flush(cx) {
+            flushed?;
+        }
+        Ok(())
+    }
+
+    /// Writes what was spilled.
     #[cold]
-    fn drain<W: AsyncWrite + Unpin>(&mut self, to: &mut W, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    pub fn flush<W: AsyncWrite + Unpin>(&mut self, to: &mut W, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         while !self.spill.is_empty() {
             let n = ready!(Pin::new(&mut *to).poll_write(cx, &self.spill))?;
             if n == 0 {
@@ -183,5 +241,35 @@ impl Way {
         }
         self.spill = Bytes::new();
         Pin::new(to).poll_flush(cx)
+    }
+
+    /// Puts a frame of ours in, if one may stand here.
+    pub fn inject(&mut self, frame: &[u8]) -> bool {
+        if self.state != State::Open || !self.scanner.takes_a_frame() {
+            return false;
+        }
+        self.spill = match self.spill.is_empty() {
+            true => Bytes::copy_from_slice(frame),
+            false => [&self.spill[..], frame].concat().into(),
+        };
+        true
+    }
+
+    pub fn is_open(&self) -> bool {
+        self.state == State::Open
+    }
+
+    /// Something waits to be written.
+    pub fn is_stuck(&self) -> bool {
+        !self.spill.is_empty()
+    }
+
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// Of what was passed, how much the other side has taken. (A frame of ours counts before its time.)
+    pub fn written(&self) -> u64 {
+        self.bytes.wrapping_sub(self.spill.len() as u64)
     }
 }

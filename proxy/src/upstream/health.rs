@@ -57,6 +57,11 @@ impl Server {
         Ok(Attempt { server: server.clone(), probe, settled: false })
     }
 
+    /// In logs, metrics and cookies.
+    pub fn name(&self) -> SocketAddr {
+        self.addrs[0]
+    }
+
     fn breaker(&self) -> MutexGuard<'_, Breaker> {
         // Nothing that holds it can panic half way; and if it could, the breaker stays usable.
         self.breaker.lock().unwrap_or_else(PoisonError::into_inner)

@@ -33,6 +33,11 @@ pub struct Walk {
 }
 
 impl Walk {
+    /// It was named already.
+    pub fn skip(&mut self, server: usize) {
+        self.seen.push(server);
+    }
+
     pub fn next(&mut self, ring: &Ring) -> Option<usize> {
         while self.seen.len() < ring.index.len() {
             let addr = ring.continuum.get_addr(&mut self.point)?;

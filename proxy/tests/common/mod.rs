@@ -1,6 +1,7 @@
-//! A proxy, its servers and its clients, for tests over sockets.
-#![allow(dead_code, clippy::unwrap_used)]
+//! A proxy on a port of its own, and servers behind it.
+#![allow(dead_code)] // each test binary uses its part
 
+use prometheus_client::encoding::text::encode;
 use prometheus_client::registry::Registry;
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -8,15 +9,12 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
-use weir_conf::proxy::{Gate, Proxy as Conf, Route, RouteLimits, Sticky, Upstream};
+use weir_conf::{Sources, load};
 use weir_core::drain::Drain;
-use weir_proxy::{Inherited, LocalNode, Proxy};
+use weir_proxy::{Inherited, Proxy};
 
-pub const UPGRADE: &str = "GET /ws HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
-    Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\
-    X-Forwarded-For: 6.6.6.6\r\nX-Request-Id: forged\r\n\r\n";
 pub const SWITCH: &str = "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
-    Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n";
+    Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n";
 
 /// Nothing here takes so long unless it hangs.
 pub const HANGS: Duration = Duration::from_secs(20);
@@ -24,41 +22,25 @@ pub const HANGS: Duration = Duration::from_secs(20);
 pub struct Front {
     pub addr: SocketAddr,
     pub drain: Drain,
-    pub ended: JoinHandle<std::io::Result<()>>,
     registry: Registry,
+    _ended: JoinHandle<std::io::Result<()>>,
 }
 
-pub fn front(servers: &[SocketAddr], change: impl FnOnce(&mut Conf)) -> Front {
-    front_with(servers, None, change)
-}
-
-pub fn front_with(servers: &[SocketAddr], node: Option<LocalNode>, change: impl FnOnce(&mut Conf)) -> Front {
-    let mut conf = weir_conf::Config::default().proxy;
-    conf.listen = vec!["127.0.0.1:0".parse().unwrap()];
-    conf.threads = 1;
-    conf.handshake_rate = None;
-    conf.max_connections_per_ip = 0;
-    conf.upstream.clear();
-    let to = if servers.is_empty() { "node" } else { "app" };
-    if !servers.is_empty() {
-        let servers = servers.iter().map(ToString::to_string).collect();
-        conf.upstream.insert("app".into(), Upstream { servers });
-    }
-    conf.route = vec![Route {
-        host: Some("a".into()),
-        path: None,
-        to: to.into(),
-        sticky: Sticky::Ip,
-        gate: Gate::default(),
-        limits: RouteLimits::default(),
-    }];
-    change(&mut conf);
+/// A proxy with this conf below `[proxy]`, in which APP stands for the servers of an upstream.
+pub fn front(servers: &[SocketAddr], conf: &str) -> Front {
+    let servers: Vec<String> = servers.iter().map(ToString::to_string).collect();
+    let conf = conf.replace("APP", &format!("{servers:?}"));
+    let text = format!(
+        "roles = [\"proxy\"]\n[proxy]\nlisten = \"127.0.0.1:0\"\nthreads = 1\nhandshake_rate = \"0/s\"\n\
+         max_connections_per_ip = 0\n{conf}"
+    );
+    let conf = load(&Sources::new().text("test", text)).unwrap_or_else(|errors| panic!("{errors}")).config;
     let mut registry = Registry::default();
-    let proxy = Proxy::bind(&conf, node, &mut registry, Inherited::new()).unwrap();
+    let proxy = Proxy::bind(&conf.proxy, None, &mut registry, Inherited::new()).unwrap();
     let addr = proxy.local_addrs()[0];
     let drain = Drain::new();
     let ended = tokio::spawn(proxy.run(drain.clone()));
-    Front { addr, drain, ended, registry }
+    Front { addr, drain, registry, _ended: ended }
 }
 
 impl Front {
@@ -66,32 +48,40 @@ impl Front {
         TcpStream::connect(self.addr).await.unwrap()
     }
 
-    pub fn metrics(&self) -> String {
-        let mut text = String::new();
-        prometheus_client::encoding::text::encode(&mut text, &self.registry).unwrap();
-        text
-    }
-
-    /// A tunnel.
-    pub async fn open(&self) -> TcpStream {
-        let mut client = self.connect().await;
-        client.write_all(UPGRADE.as_bytes()).await.unwrap();
-        assert!(head(&mut client).await.starts_with("HTTP/1.1 101 "));
-        client
+    /// A request whose connection ends with its answer.
+    pub async fn ask(&self, line: &str, fields: &str) -> String {
+        self.raw(&format!("{line} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n{fields}\r\n")).await
     }
 
     /// Sends it and reads until the proxy closes.
-    pub async fn ask(&self, request: &str) -> String {
+    pub async fn raw(&self, request: &str) -> String {
         let mut client = self.connect().await;
         client.write_all(request.as_bytes()).await.unwrap();
-        rest(&mut client).await
+        let mut text = String::new();
+        timeout(HANGS, client.read_to_string(&mut text)).await.unwrap().unwrap();
+        text
+    }
+
+    /// The head of the answer to a handshake, and the connection.
+    pub async fn upgrade(&self, path: &str, fields: &str) -> (String, TcpStream) {
+        let mut client = self.connect().await;
+        client.write_all(handshake(path, fields).as_bytes()).await.unwrap();
+        (head(&mut client).await, client)
+    }
+
+    /// All metrics as they are scraped.
+    pub fn metrics(&self) -> String {
+        let mut text = String::new();
+        encode(&mut text, &self.registry).unwrap();
+        text
     }
 }
 
-pub async fn rest(from: &mut TcpStream) -> String {
-    let mut text = String::new();
-    timeout(HANGS, from.read_to_string(&mut text)).await.unwrap().unwrap();
-    text
+pub fn handshake(path: &str, fields: &str) -> String {
+    format!(
+        "GET {path} HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+         Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n{fields}\r\n"
+    )
 }
 
 /// A head, and not a byte after it.
@@ -103,57 +93,60 @@ pub async fn head(from: &mut TcpStream) -> String {
     String::from_utf8(text).unwrap()
 }
 
-pub async fn exactly(from: &mut TcpStream, n: usize) -> Vec<u8> {
-    let mut bytes = vec![0; n];
-    timeout(HANGS, from.read_exact(&mut bytes)).await.unwrap().unwrap();
-    bytes
-}
-
 pub async fn listener() -> (TcpListener, SocketAddr) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let addr = listener.local_addr().unwrap();
     (listener, addr)
 }
 
-/// Where nobody listens.
-pub async fn nowhere() -> SocketAddr {
-    listener().await.1
+/// Aborted, it is gone with all its connections.
+pub fn server_on(listener: TcpListener) -> JoinHandle<()> {
+    let name = listener.local_addr().unwrap().port();
+    tokio::spawn(async move {
+        let mut open = tokio::task::JoinSet::new();
+        while let Ok((tcp, _)) = listener.accept().await {
+            open.spawn(serve(tcp, name));
+        }
+    })
 }
 
-/// Switches and echoes; answers anything else with the request's head (and body) as the body.
+/// Tells its port in `X-Server`. It switches, and then tells the head that it got; other requests get it as
+/// the body. `/refuse` is refused.
 pub async fn server() -> SocketAddr {
     let (listener, addr) = listener().await;
-    tokio::spawn(async move {
-        while let Ok((mut tcp, _)) = listener.accept().await {
-            tokio::spawn(async move {
-                loop {
-                    let mut seen = head(&mut tcp).await;
-                    if seen.contains("Upgrade: websocket") {
-                        tcp.write_all(SWITCH.as_bytes()).await.unwrap();
-                        let (mut read, mut write) = tcp.split();
-                        let _ = tokio::io::copy(&mut read, &mut write).await;
-                        return;
-                    }
-                    if seen.contains("Content-Length: 5\r\n") {
-                        seen.push_str(&String::from_utf8(exactly(&mut tcp, 5).await).unwrap());
-                    }
-                    let answer = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{seen}", seen.len());
-                    tcp.write_all(answer.as_bytes()).await.unwrap();
-                }
-            });
-        }
-    });
+    server_on(listener);
     addr
 }
 
-/// Gives each connection this answer, and reports what it got besides the head until its end.
-pub async fn answers(answer: &'static str) -> (SocketAddr, JoinHandle<String>) {
-    let (listener, addr) = listener().await;
-    let after_head = tokio::spawn(async move {
-        let (mut tcp, _) = listener.accept().await.unwrap();
-        head(&mut tcp).await;
-        tcp.write_all(answer.as_bytes()).await.unwrap();
-        rest(&mut tcp).await
-    });
-    (addr, after_head)
+async fn serve(mut tcp: TcpStream, name: u16) {
+    let mut first = [0];
+    while let Ok(1) = tcp.read(&mut first).await {
+        let seen = format!("{}{}", char::from(first[0]), head(&mut tcp).await);
+        let answer = if seen.contains("/refuse ") {
+            format!(
+                "HTTP/1.1 403 Forbidden\r\nX-Server: {name}\r\nX-Powered-By: x\r\nContent-Length: 0\r\n\r\n"
+            )
+        } else if seen.contains("Upgrade: websocket") {
+            format!("{SWITCH}X-Server: {name}\r\nX-Powered-By: x\r\n\r\n{seen}")
+        } else {
+            let length = seen.len();
+            format!(
+                "HTTP/1.1 200 OK\r\nX-Server: {name}\r\nX-Powered-By: x\r\nContent-Length: {length}\r\n\r\n{seen}"
+            )
+        };
+        if tcp.write_all(answer.as_bytes()).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// The value of a header in the text of an answer.
+pub fn field<'a>(answer: &'a str, name: &str) -> Option<&'a str> {
+    let head = answer.split("\r\n\r\n").next()?;
+    let pairs = head.lines().filter_map(|line| line.split_once(": "));
+    pairs.filter(|(n, _)| n.eq_ignore_ascii_case(name)).map(|(_, value)| value).next()
+}
+
+pub fn status(answer: &str) -> &str {
+    answer.split(' ').nth(1).unwrap_or("none")
 }

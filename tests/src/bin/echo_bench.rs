@@ -4,11 +4,12 @@
 //!
 //!   echo_bench server 127.0.0.1:9901
 //!   echo_bench load 127.0.0.1:9902 CONNECTIONS SECONDS SIZE    after a second of warming up
+//!   echo_bench paced 127.0.0.1:9902 CONNECTIONS SECONDS SIZE RATE    so many messages a second; their latency
 //!   echo_bench hold 127.0.0.1:9902 CONNECTIONS                 until standard input ends
 
 #![allow(clippy::unwrap_used)]
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::io::Read;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
@@ -25,8 +26,9 @@ fn main() {
         match args[0].as_str() {
             "server" => server(&args[1]).await,
             "load" => load(&args[1], number(2), number(3), number(4)).await,
+            "paced" => paced(&args[1], number(2), number(3), number(4), number(5)).await,
             "hold" => hold(&args[1], number(2)).await,
-            other => panic!("{other}: server, load or hold"),
+            other => panic!("{other}: server, load, paced or hold"),
         }
     });
 }
@@ -108,7 +110,8 @@ async fn connect(addr: &str, index: usize) -> TcpStream {
     stream
 }
 
-async fn load(addr: &str, connections: usize, seconds: usize, size: usize) {
+/// A masked message of this size, and the length of what comes back.
+fn message(size: usize) -> (Rc<[u8]>, usize) {
     let mut message = vec![0x82];
     match size {
         0..126 => message.push(0x80 | size as u8),
@@ -117,16 +120,20 @@ async fn load(addr: &str, connections: usize, seconds: usize, size: usize) {
             message.extend_from_slice(&(size as u16).to_be_bytes());
         }
     }
-    let header = message.len();
+    let answer = message.len() + size;
     message.extend_from_slice(&[1, 2, 3, 4]);
     message.extend(std::iter::repeat_n(b'x', size));
-    let message: Rc<[u8]> = message.into();
+    (message.into(), answer)
+}
+
+async fn load(addr: &str, connections: usize, seconds: usize, size: usize) {
+    let (message, answer) = message(size);
     let counted = Rc::new(Cell::new(0_u64));
     for index in 0..connections {
         let mut stream = connect(addr, index).await;
         let (message, counted) = (message.clone(), counted.clone());
         tokio::task::spawn_local(async move {
-            let mut answer = vec![0; header + size];
+            let mut answer = vec![0; answer];
             loop {
                 stream.write_all(&message).await.unwrap();
                 stream.read_exact(&mut answer).await.unwrap();
@@ -140,6 +147,45 @@ async fn load(addr: &str, connections: usize, seconds: usize, size: usize) {
     tokio::time::sleep(Duration::from_secs(seconds as u64)).await;
     let messages = counted.get() - before;
     println!("{{\"messages\":{messages},\"seconds\":{}}}", begun.elapsed().as_secs_f64());
+}
+
+/// Each connection has its times to send; a message that must wait for the one before counts from its time.
+async fn paced(addr: &str, connections: usize, seconds: usize, size: usize, rate: usize) {
+    let (message, answer) = message(size);
+    let took = Rc::new(RefCell::new(Vec::<Duration>::new()));
+    let gap = Duration::from_secs_f64(connections as f64 / rate as f64);
+    let begun = tokio::time::Instant::now() + Duration::from_secs(1);
+    for index in 0..connections {
+        let mut stream = connect(addr, index).await;
+        let (message, took) = (message.clone(), took.clone());
+        let mut next = begun + gap.mul_f64(index as f64 / connections as f64);
+        tokio::task::spawn_local(async move {
+            let mut answer = vec![0; answer];
+            loop {
+                tokio::time::sleep_until(next).await;
+                // Timers are as coarse as a millisecond: that much is not the proxy's.
+                let start = tokio::time::Instant::now().min(next + Duration::from_millis(1));
+                stream.write_all(&message).await.unwrap();
+                stream.read_exact(&mut answer).await.unwrap();
+                took.borrow_mut().push(start.elapsed());
+                next += gap;
+            }
+        });
+    }
+    tokio::time::sleep_until(begun + Duration::from_secs(1)).await;
+    took.borrow_mut().clear();
+    println!("start");
+    tokio::time::sleep(Duration::from_secs(seconds as u64)).await;
+    let mut took = took.take();
+    took.sort();
+    let us =
+        |share: usize| took.get(took.len() * share / 1000).or(took.last()).map(|d| d.as_secs_f64() * 1e6);
+    println!(
+        "{{\"messages\":{},\"p50\":{:?},\"p99\":{:?}}}",
+        took.len(),
+        us(500).unwrap_or(0.0),
+        us(990).unwrap_or(0.0)
+    );
 }
 
 async fn hold(addr: &str, connections: usize) {

@@ -6,28 +6,26 @@ use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 use tokio::process::Command;
 use weir_tests::conf::{API_KEY, HMAC, repo};
-use weir_tests::ports::Port;
 use weir_tests::process::{Spec, binary};
 use weir_tests::systems::{Embedded, Nodes};
-use weir_tests::{echo, until};
 
 /// A whole suite, on a machine that does other things too.
 const SUITE_DEADLINE: Duration = Duration::from_secs(240);
 
-fn js() -> PathBuf {
+pub fn js() -> PathBuf {
     let folder = repo().join("tests/clients/js");
     assert!(folder.join("node_modules/centrifuge").exists(), "not installed: run tests/setup.sh");
     folder
 }
 
-fn python() -> PathBuf {
+pub fn python() -> PathBuf {
     let python = repo().join("tests/clients/python/.venv/bin/python");
     assert!(python.exists(), "not installed: run tests/setup.sh");
     python
 }
 
 /// Output is shown if it fails. Returns it.
-async fn suite(name: &str, command: &mut Command) -> String {
+pub async fn suite(name: &str, command: &mut Command) -> String {
     let running = command.stdin(Stdio::null()).kill_on_drop(true).output();
     let Ok(output) = tokio::time::timeout(SUITE_DEADLINE, running).await else {
         panic!("{name}: not within {SUITE_DEADLINE:?}")
@@ -52,16 +50,30 @@ fn sdk_at(mut command: Command, clients: SocketAddr, api: SocketAddr) -> Command
     command
 }
 
-fn node_tests(file: &str) -> Command {
+pub fn node_tests(file: &str) -> Command {
     let mut command = Command::new("node");
     command.current_dir(js()).args(["--test", "--test-reporter=spec", file]);
     command
 }
 
 /// The number in node's summary: a suite in which nothing ran has not passed.
-fn assert_ran(output: &str, least: usize) {
+pub fn assert_ran(output: &str, least: usize) {
     let passed = output.lines().find_map(|l| l.split("ℹ pass ").nth(1)?.trim().parse::<usize>().ok());
     assert!(passed.is_some_and(|n| n >= least), "{passed:?} tests passed, {least} expected:\n{output}");
+}
+
+/// Python with a module of its own or of ours.
+pub fn python_module(arguments: &[&str]) -> Command {
+    let mut command = Command::new(python());
+    command.current_dir(repo().join("tests/clients/python")).env("PYTHONDONTWRITEBYTECODE", "1");
+    command.arg("-m").args(arguments);
+    command
+}
+
+/// The number in unittest's summary.
+pub fn assert_unittest_ran(output: &str, least: usize) {
+    let ran = output.lines().find_map(|l| l.strip_prefix("Ran ")?.split(' ').next()?.parse::<usize>().ok());
+    assert!(ran.is_some_and(|n| n >= least), "{ran:?} tests ran, {least} expected:\n{output}");
 }
 
 #[tokio::test]
@@ -82,16 +94,9 @@ async fn javascript_sdk_across_nodes() {
 #[tokio::test]
 async fn python_sdk() {
     let weir = Embedded::start().await;
-    let mut command = Command::new(python());
-    command.current_dir(repo().join("tests/clients/python")).env("PYTHONDONTWRITEBYTECODE", "1").args([
-        "-m",
-        "unittest",
-        "--verbose",
-        "test_centrifuge",
-    ]);
+    let command = python_module(&["unittest", "--verbose", "test_centrifuge"]);
     let output = suite("centrifuge-python (PyPI)", &mut sdk(command, &weir)).await;
-    let ran = output.lines().find_map(|l| l.strip_prefix("Ran ")?.split(' ').next()?.parse::<usize>().ok());
-    assert!(ran.is_some_and(|n| n >= 16), "{ran:?} tests ran:\n{output}");
+    assert_unittest_ran(&output, 16);
 }
 
 /// The demo page as it ships, in a real browser; what it looked like is in `target/screenshots`.
@@ -107,35 +112,4 @@ async fn demo_page_in_chromium() {
         let size = std::fs::metadata(folder.join(shot)).unwrap_or_else(|e| panic!("{shot}: {e}")).len();
         assert!(size > 10_000, "{shot} has {size} bytes");
     }
-}
-
-/// Two processes of an app behind conf/app.toml, by a cookie, which is the variant that the file itself
-/// describes: all clients here have one address.
-#[tokio::test]
-async fn socket_io_app_behind_app_toml() {
-    let (ports, addrs) = echo::ports(2);
-    let mut apps = Vec::new();
-    for (addr, name) in addrs.iter().zip(["a", "b"]) {
-        let mut command = Command::new("node");
-        command.current_dir(js()).arg("socketio-app.js").arg(addr.port().to_string()).arg(name);
-        apps.push(command.kill_on_drop(true).spawn().expect("node"));
-        until("the app listens", || async {
-            tokio::net::TcpStream::connect(addr).await.map(|_| ()).map_err(|e| e.to_string())
-        })
-        .await;
-    }
-    let shipped = std::fs::read_to_string(repo().join("conf/app.toml")).unwrap();
-    let by_ip = "\nsticky = { by = \"ip\" }\n#sticky = { by = \"cookie\"";
-    assert!(shipped.contains(by_ip), "conf/app.toml no longer offers both:\n{shipped}");
-    let listen = Port::free();
-    let proxy = Spec::text("app", shipped.replace(by_ip, "\nsticky = { by = \"cookie\""))
-        .set("proxy.upstream.app.servers", format!("[\"{}\", \"{}\"]", addrs[0], addrs[1]))
-        .set("proxy.handshake_rate", "0/s")
-        .start(&[("proxy.listen", &listen)])
-        .await;
-    let mut command = node_tests("socketio.test.js");
-    command.env("WEIR_PROXY", format!("http://{listen}")).env("WEIR_STICKY_COOKIE", "sid");
-    let output = suite("Socket.IO", &mut command).await;
-    assert_ran(&output, 6);
-    drop((proxy, ports));
 }

@@ -35,13 +35,3 @@ async fn a_second_signal_does_not_wait_for_the_drain() {
     weir.process.signal(Signal::SIGTERM);
     weir.process.exit().await;
 }
-
-/// There is no reload yet, and a process that is told to reload does not end.
-#[tokio::test]
-async fn sighup_changes_nothing_and_says_so() {
-    let weir = Embedded::start().await;
-    let mut client = weir.client().connect().await;
-    weir.process.signal(Signal::SIGHUP);
-    weir.process.logged("about SIGHUP", |l| l.contains("SIGHUP")).await;
-    client.fence().await;
-}

@@ -1,9 +1,9 @@
 //! Admission over real sockets: who is let in, what the others are told, and what a server gets to see.
 #![allow(clippy::unwrap_used)]
 
-mod common;
+mod front;
 
-use common::{Front, HANGS, SWITCH, UPGRADE, exactly, front, head, listener, rest, server};
+use front::{Front, HANGS, SWITCH, UPGRADE, exactly, front, head, listener, rest, server};
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -409,4 +409,57 @@ async fn each_refusal_is_counted_by_its_cause() {
         let text = front.metrics();
         assert!(text.contains(&format!("weir_proxy_{line} {count}\n")), "{line} {count} in\n{text}");
     }
+}
+
+#[tokio::test]
+async fn a_tunnel_ends_with_its_token_where_the_conf_says_so() {
+    let front = front(&[server().await], |c| {
+        with_token(c);
+        if let Some(token) = c.token.get_mut("app") {
+            (token.close_at_expiry, token.leeway) = (true, Duration::ZERO);
+        }
+    });
+    let since_epoch = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
+    let exp = since_epoch.as_secs() + 2;
+    let start = Instant::now();
+    let mut client = front.connect().await;
+    let fields =
+        format!("Authorization: Bearer {}\r\n", token(&format!("{{\"sub\":\"ann\",\"exp\":{exp}}}")));
+    client.write_all(upgrade(&fields).as_bytes()).await.unwrap();
+    assert!(head(&mut client).await.starts_with("HTTP/1.1 101 "));
+    let mut end = Vec::new();
+    timeout(HANGS, client.read_to_end(&mut end)).await.unwrap().unwrap();
+    assert!(start.elapsed() > Duration::from_millis(900), "{:?}", start.elapsed());
+    assert_eq!(end[..1], [0x88], "a close frame");
+    assert_eq!(u16::from_be_bytes([end[2], end[3]]), 1008);
+    assert!(front.metrics().contains("tunnel_ends_total{cause=\"token_expired\"} 1\n"));
+}
+
+#[tokio::test]
+async fn a_claim_keeps_a_client_on_one_server() {
+    let (one, two) = (listener().await, listener().await);
+    let front = front(&[one.1, two.1], |c| {
+        with_token(c);
+        c.route[0].sticky = weir_conf::proxy::Sticky::Claim("sub".into());
+    });
+    let mut homes = Vec::new();
+    for user in ["u1", "u2", "u3", "u4", "u5", "u6", "u7", "u8"] {
+        let token = token(&format!("{{\"sub\":\"{user}\",\"exp\":4102444800}}"));
+        let mut of_user = Vec::new();
+        for _ in 0..3 {
+            let mut client = front.connect().await;
+            client
+                .write_all(upgrade(&format!("Authorization: Bearer {token}\r\n")).as_bytes())
+                .await
+                .unwrap();
+            let first = tokio::select! {
+                accepted = one.0.accept() => { drop(accepted.unwrap()); true }
+                accepted = two.0.accept() => { drop(accepted.unwrap()); false }
+            };
+            of_user.push(first);
+        }
+        assert!(of_user.iter().all(|home| *home == of_user[0]), "{user} moved: {of_user:?}");
+        homes.push(of_user[0]);
+    }
+    assert!(homes.contains(&true) && homes.contains(&false), "all on one server: {homes:?}");
 }

@@ -1,0 +1,272 @@
+//! From an admitted request to its end: the route is found and does what it says, be it an answer of its
+//! own, a tunnel, the node of this process, or Pingora's path.
+
+use super::{Next, Service};
+use crate::access::{Access, End};
+use crate::admit::counts::KeyPlace;
+use crate::admit::gate::{Admitted, AtGate};
+use crate::answer;
+use crate::client::Client;
+use crate::forward;
+use crate::front::arrive::{From, OfRequest, Permit, Places};
+use crate::front::head::{Body, Head};
+use crate::local::{H1Exchange, LogAtEnd, Status};
+use crate::plain::{self, Passage};
+use crate::route::affinity::Issue;
+use crate::route::sticky::{Known, Pick};
+use crate::route::{Action, Asked, Route, Target, path};
+use crate::snapshot::Snapshot;
+use crate::tunnel::greet::{self, Greeted};
+use crate::tunnel::{self, Held, Tunnel};
+use http::request::Parts;
+use pingora_core::apps::HttpServerApp;
+use pingora_core::protocols::http::ServerSession;
+use pingora_core::server::ShutdownWatch;
+use prometheus_client::metrics::histogram::Histogram;
+use serde_json::{Map, Value};
+use std::sync::Arc;
+use std::time::SystemTime;
+use weir_core::accept::{Acceptor, Request};
+use weir_core::drain::Busy;
+
+/// An admitted request that looks for its route, and all that it holds.
+pub(super) struct Asking {
+    pub(super) client: Client,
+    pub(super) places: Places,
+    pub(super) own_address: Option<KeyPlace>,
+    pub(super) busy: Busy,
+    pub(super) head: Head,
+    pub(super) from: From,
+    pub(super) access: Access,
+    pub(super) websocket: bool,
+    pub(super) wants_close: bool,
+}
+
+impl Service {
+    /// Finds the route, and does what it says.
+    pub(super) async fn routed(
+        self: &Arc<Self>,
+        snapshot: &Arc<Snapshot>,
+        mut asking: Asking,
+        shutdown: &ShutdownWatch,
+    ) -> Next {
+        let tidy = match path::tidy(asking.head.parts.uri.path()) {
+            Ok(tidy) => tidy.into_owned(),
+            Err(bad) => return self.fail(asking, bad.status, "ambiguous_path").await,
+        };
+        let asked = Asked { head: &asking.head.parts, path: &tidy, websocket: asking.websocket };
+        let Some(route) = snapshot.routes.find(&asked) else {
+            return self.fail(asking, 404, "no_route").await;
+        };
+        asking.access.found(route);
+        let client = asking.from.client;
+        let key = |head: &Parts, claims: Option<&Map<String, Value>>| {
+            route.key_of(&Known { head, path: &tidy, client, claims })
+        };
+        let websocket = asking.websocket;
+        let at = AtGate { head: &mut asking.head.parts, client, websocket, sticky: &key };
+        let admitted = match route.gate.admit(&snapshot.admit, at).await {
+            Ok(admitted) => admitted,
+            Err(refused) => {
+                return self.refuse(snapshot, asking.client, refused, &asking.access, websocket).await;
+            }
+        };
+        let target = match &route.action {
+            Action::Forward(target) => target,
+            Action::Answer(_) | Action::Redirect(_) => return self.reply(asking, route).await,
+        };
+        let upstream = target.upstream();
+        asking.access.upstream = Some(upstream.name.clone());
+        let claims = admitted.proof.as_ref().map(|proof| &proof.claims);
+        let known = Known { head: &asking.head.parts, path: &tidy, client, claims };
+        let (pick, hash) = route.pick(&known, upstream, SystemTime::now());
+        asking.access.key = Some(hash);
+        if matches!(asking.head.body, Body::Length(n) if route.max_body_size > 0 && n > route.max_body_size) {
+            return self.fail(asking, 413, "body_size").await;
+        }
+        if let Err(bad) = route.prepare(&mut asking.head.parts, &tidy, &asking.access, asking.from.trusted) {
+            return self.fail(asking, bad.status, "rewritten_path").await;
+        }
+        if let Some(proof) = &admitted.proof {
+            proof.pass_on(&mut asking.head.parts.headers);
+        }
+        if websocket {
+            return self.handshake(snapshot, (route, target), pick, asking, admitted).await;
+        }
+        let Asking { client, places, own_address, busy: _until_answered, head, access, wants_close, .. } =
+            asking;
+        let held = (own_address, admitted.held);
+        let plan = upstream.plan(&pick.key, pick.prefer.as_deref());
+        let passage = Passage { plan, access, route: route.clone(), issue: pick.issue };
+        self.plain(client, (places, held), head, passage, wants_close, shutdown).await
+    }
+
+    async fn handshake(
+        self: &Arc<Self>,
+        snapshot: &Snapshot,
+        (route, target): (&Arc<Route>, &Target),
+        pick: Pick,
+        mut asking: Asking,
+        admitted: Admitted,
+    ) -> Next {
+        forward::mark_upgrade(&mut asking.head.parts.headers);
+        let upstream = match target {
+            Target::Node { acceptor, .. } => {
+                self.hand_over(acceptor, route, asking, admitted);
+                return Next::Done;
+            }
+            Target::Upstream(upstream) => upstream,
+        };
+        let mut plan = upstream.plan(&pick.key, pick.prefer.as_deref());
+        let Asking { client, places, own_address, busy, head, mut access, .. } = asking;
+        let greeted = greet::greet(&mut plan, &head.parts, route.deadlines, &mut access).await;
+        drop(admitted.handshake);
+        if let Greeted::Accepted(_, server, _) = &greeted {
+            let _unsupported_matters_not = tunnel::watch_peer(server, &snapshot.conf);
+        }
+        let permit: Permit = (places, (own_address, admitted.held), busy);
+        let until = admitted.proof.and_then(|proof| proof.close_at).map(Into::into);
+        let held = Held { access, conf: route.tunnel.clone(), until, _permit: permit };
+        self.tunnel(client, greeted, route, pick.issue, held).await
+    }
+
+    /// To the node of this process, which has the connection from here on.
+    fn hand_over(&self, node: &Arc<dyn Acceptor>, route: &Arc<Route>, asking: Asking, admitted: Admitted) {
+        let Asking { client, places, own_address, busy, head, from, access, .. } = asking;
+        self.outcome(&access, "handed_to_node");
+        let status = Status::default();
+        let exchange = Box::new(H1Exchange {
+            client,
+            status: status.clone(),
+            route: route.clone(),
+            vars: access.vars(),
+            latency: self.latency(&access),
+            began: access.started,
+            handshake: admitted.handshake,
+        });
+        let held: Permit = (places, (own_address, admitted.held), busy);
+        let permit = Box::new((held, LogAtEnd { access, status }));
+        node.accept(Request { head: head.parts, client: from.client, conn: from.conn, exchange, permit });
+    }
+
+    async fn tunnel(
+        self: &Arc<Self>,
+        client: Client,
+        greeted: Greeted,
+        route: &Route,
+        issue: Option<Issue>,
+        held: Held,
+    ) -> Next {
+        match greeted {
+            Greeted::Failed { status, retry_after, cause } => {
+                self.outcome(&held.access, cause);
+                self.answer(client, &held.access, status, retry_after, cause).await
+            }
+            Greeted::Refused(mut response) => {
+                self.outcome(&held.access, "refused_by_server");
+                let status = response.status().as_u16();
+                dress(response.headers_mut(), route, issue, &held.access);
+                let (mut tcp, _dies_here) = client.into_parts();
+                let _client_gone = answer::send_and_close(&mut tcp, response).await;
+                held.access.log("websocket", End { status, bytes: None, cause: "refused_by_server" });
+                Next::Done
+            }
+            Greeted::Accepted(mut headers, server, from_server) => {
+                let (mut tcp, from_client) = client.into_parts();
+                forward::rewrite_response(&mut headers);
+                dress(&mut headers, route, issue, &held.access);
+                forward::mark_upgrade(&mut headers);
+                let mut out = answer::status_line(http::StatusCode::SWITCHING_PROTOCOLS);
+                forward::write_headers(&headers, &mut out);
+                out.extend_from_slice(b"\r\n");
+                if answer::write(&mut tcp, &out).await.is_err() {
+                    self.outcome(&held.access, "client_gone");
+                    held.access.log("websocket", End { status: 0, bytes: None, cause: "client_gone" });
+                    return Next::Done;
+                }
+                self.outcome(&held.access, "accepted");
+                self.latency(&held.access).observe(held.access.started.elapsed().as_secs_f64());
+                let name = held.access.server.map(|server| server.to_string()).unwrap_or_default();
+                let seat = self.open.enter(held.access.upstream.clone().unwrap_or_default(), name.into());
+                // A task of its own: the memory of this one, sized for Pingora's path, is free again.
+                tokio::spawn(Tunnel::new((tcp, from_client), (server, from_server), seat, held));
+                Next::Done
+            }
+        }
+    }
+
+    /// What became of a handshake for which a route was found.
+    fn outcome(&self, access: &Access, outcome: &'static str) {
+        self.metrics.handshake(outcome);
+        if let Some(route) = &access.route {
+            self.metrics.route_handshake(route, outcome);
+        }
+    }
+
+    fn latency(&self, access: &Access) -> Histogram {
+        let text = |name: &Option<Arc<str>>| name.clone().unwrap_or_default();
+        self.metrics.latency.of(&text(&access.route), &text(&access.upstream))
+    }
+
+    /// The route's own answer.
+    async fn reply(&self, asking: Asking, route: &Route) -> Next {
+        let Asking { client, head, access, websocket, .. } = asking;
+        let Some((mut response, cause)) = route.reply(&head.parts, &access.vars()) else { return Next::Done };
+        let status = response.status().as_u16();
+        match websocket {
+            true => self.outcome(&access, cause),
+            false => self.metrics.request(&route.name, status),
+        }
+        if head.parts.method == http::Method::HEAD {
+            response.extensions_mut().insert(answer::ToHead);
+        }
+        let (mut tcp, _dies_here) = client.into_parts();
+        let _client_gone = answer::send_and_close(&mut tcp, response).await;
+        access.log("reply", End { status, bytes: None, cause });
+        Next::Done
+    }
+
+    /// A refusal after admission: no route, or not as the route wants it.
+    async fn fail(&self, asking: Asking, status: u16, cause: &'static str) -> Next {
+        match (asking.websocket, &asking.access.route) {
+            (true, _) => self.outcome(&asking.access, cause),
+            (false, Some(route)) => self.metrics.request(route, status),
+            (false, None) => {}
+        }
+        self.answer(asking.client, &asking.access, status, None, cause).await
+    }
+
+    async fn plain(
+        self: &Arc<Self>,
+        mut client: Client,
+        (places, _of_request): (Places, OfRequest),
+        head: Head,
+        passage: Passage,
+        wants_close: bool,
+        shutdown: &ShutdownWatch,
+    ) -> Next {
+        client.gate(head.body);
+        let mut session = ServerSession::new_http1(Box::new(client));
+        session.set_pipelined_prefix(plain::head_bytes(&head.parts));
+        let reused = plain::with(passage, self.plain.process_new_http(session, shutdown)).await;
+        let Some((stream, _settings)) = reused.map(|r| r.consume()) else { return Next::Done };
+        let Ok(mut client) = stream.into_any().downcast::<Client>() else { return Next::Done };
+        if wants_close || head.parts.version == http::Version::HTTP_10 {
+            return Next::Done;
+        }
+        client.open();
+        Next::Another(*client, places)
+    }
+}
+
+/// An answer to a handshake as the route wants it: its headers, and the cookie for the server that it was.
+fn dress(headers: &mut http::HeaderMap, route: &Route, issue: Option<Issue>, access: &Access) {
+    if !route.response_headers.is_empty() {
+        route.response_headers.apply(headers, &access.vars());
+    }
+    if let (Some(issue), Some(server)) = (issue, access.server)
+        && let Some(cookie) = issue.set_cookie(&server.to_string(), SystemTime::now())
+    {
+        headers.append(http::header::SET_COOKIE, cookie);
+    }
+}
