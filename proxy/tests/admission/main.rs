@@ -443,10 +443,10 @@ async fn a_claim_keeps_a_client_on_one_server() {
         c.route[0].sticky = weir_conf::proxy::Sticky::Claim("sub".into());
     });
     let mut homes = Vec::new();
-    for user in ["u1", "u2", "u3", "u4", "u5", "u6", "u7", "u8"] {
-        let token = token(&format!("{{\"sub\":\"{user}\",\"exp\":4102444800}}"));
+    for user in 0..40 {
+        let token = token(&format!("{{\"sub\":\"user {user}\",\"exp\":4102444800}}"));
         let mut of_user = Vec::new();
-        for _ in 0..3 {
+        for _ in 0..2 {
             let mut client = front.connect().await;
             client
                 .write_all(upgrade(&format!("Authorization: Bearer {token}\r\n")).as_bytes())
