@@ -179,6 +179,9 @@ impl Service {
                 let mut out = answer::status_line(http::StatusCode::SWITCHING_PROTOCOLS);
                 forward::write_headers(&headers, &mut out);
                 out.extend_from_slice(b"\r\n");
+                // Before the client knows: whoever sends all tunnels away from here on sends this one, too.
+                let name = held.access.server.map(|server| server.to_string()).unwrap_or_default();
+                let seat = self.open.enter(held.access.upstream.clone().unwrap_or_default(), name.into());
                 if answer::write(&mut tcp, &out).await.is_err() {
                     self.outcome(&held.access, "client_gone");
                     held.access.log("websocket", End { status: 0, bytes: None, cause: "client_gone" });
@@ -186,8 +189,6 @@ impl Service {
                 }
                 self.outcome(&held.access, "accepted");
                 self.latency(&held.access).observe(held.access.started.elapsed().as_secs_f64());
-                let name = held.access.server.map(|server| server.to_string()).unwrap_or_default();
-                let seat = self.open.enter(held.access.upstream.clone().unwrap_or_default(), name.into());
                 // A task of its own: the memory of this one, sized for Pingora's path, is free again.
                 tokio::spawn(Tunnel::new((tcp, from_client), (server, from_server), seat, held));
                 Next::Done
