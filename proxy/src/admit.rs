@@ -215,10 +215,15 @@ impl Admit {
         if !turn.is_zero() {
             tokio::time::sleep(turn).await;
         }
-        budget.slot().await.map_err(|()| {
+        let Ok(slot) = budget.slot().await else {
             budget.give_back();
-            later("budget_handshakes")
-        })
+            return Err(later("budget_handshakes"));
+        };
+        let late = budget.leave(Instant::now());
+        if !late.is_zero() {
+            tokio::time::sleep(late).await;
+        }
+        Ok(slot)
     }
 }
 

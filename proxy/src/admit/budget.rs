@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use weir_conf::proxy::Admission;
+use weir_conf::units::Rate;
 
 /// The ledger's seconds: with more ahead than these hold, a client is told one of the later half.
 const HORIZON: usize = 600;
@@ -29,6 +30,8 @@ struct State {
     epoch: Instant,
     /// When the bucket is full again, in seconds after `epoch`.
     full_at: f64,
+    /// The same for those that have really left.
+    left_at: f64,
     /// The ledger: how many clients were told each of the seconds that follow `second`.
     promised: Box<[u32; HORIZON]>,
     second: u64,
@@ -44,7 +47,8 @@ impl Budget {
         if conf.rate.is_none() && cap == 0 {
             return None;
         }
-        let state = State { epoch: now, full_at: 0.0, promised: Box::new([0; HORIZON]), second: 0 };
+        let state =
+            State { epoch: now, full_at: 0.0, left_at: 0.0, promised: Box::new([0; HORIZON]), second: 0 };
         let slots = (cap > 0).then(|| Arc::new(Semaphore::new(cap)));
         Some(Budget { conf, slots, state: Mutex::new(state) })
     }
@@ -58,14 +62,29 @@ impl Budget {
         let Some(rate) = self.conf.rate else { return Some(Duration::ZERO) };
         let mut state = self.state();
         let now = state.at(now);
-        let slack = f64::from(self.conf.burst.saturating_sub(1)) / rate.per_second;
         let from = state.full_at.max(now);
-        let turn = (from - now - slack).max(0.0);
+        let turn = (from - now - self.slack(rate)).max(0.0);
         if turn > self.conf.wait.as_secs_f64() {
             return None;
         }
         state.full_at = from + 1.0 / rate.per_second;
         Some(Duration::from_secs_f64(turn))
+    }
+
+    /// How much longer a handshake must wait whose turn has come. Nothing, unless many come late to
+    /// theirs at once (a stall of the machine, a cap that was full): those leave at the rate, too.
+    pub fn leave(&self, now: Instant) -> Duration {
+        let Some(rate) = self.conf.rate else { return Duration::ZERO };
+        let mut state = self.state();
+        let now = state.at(now);
+        let from = state.left_at.max(now);
+        state.left_at = from + 1.0 / rate.per_second;
+        Duration::from_secs_f64((from - now - self.slack(rate)).max(0.0))
+    }
+
+    /// What may be ahead of the pace, in seconds.
+    fn slack(&self, rate: Rate) -> f64 {
+        f64::from(self.conf.burst.saturating_sub(1)) / rate.per_second
     }
 
     /// A turn was not used after all.
@@ -153,7 +172,6 @@ mod tests {
     use rand::{Rng, SeedableRng};
     use std::cmp::Reverse;
     use std::collections::BinaryHeap;
-    use weir_conf::units::Rate;
 
     fn conf(per_second: f64, burst: u32, wait_ms: u64) -> Admission {
         let wait = Duration::from_millis(wait_ms);
@@ -225,6 +243,26 @@ mod tests {
                 assert!(storm.longest_told <= 50, "told {} s: {case}", storm.longest_told);
             }
         }
+    }
+
+    #[test]
+    fn after_a_stall_those_that_are_late_leave_at_the_rate_too() {
+        let start = Instant::now();
+        let budget = Budget::new(conf(300.0, 10, 1000), start).unwrap();
+        let turns = (0..400).filter_map(|_| budget.turn(start)).count();
+        assert_eq!(turns, 310, "a burst, and a second's worth that waits");
+        // For two seconds nothing runs; then all of them, and a second's worth of others.
+        let awake = start + Duration::from_secs(2);
+        let late = (0..310).map(|_| awake);
+        let others = (0..300_u32).map(|n| awake + Duration::from_secs(1) * n / 300);
+        let mut left: Vec<Duration> = late.chain(others).map(|at| at - start + budget.leave(at)).collect();
+        left.sort_unstable();
+        for from in &left {
+            let within =
+                left.iter().filter(|at| **at >= *from && **at < *from + Duration::from_secs(1)).count();
+            assert!(within <= 311, "{within} left within the second from {from:?}");
+        }
+        assert!(left[609] < Duration::from_secs(5), "{:?}", left[609]);
     }
 
     #[test]

@@ -68,7 +68,10 @@ impl Service {
         let admitted = match route.gate.admit(&snapshot.admit, at).await {
             Ok(admitted) => admitted,
             Err(refused) => {
-                return self.refuse(snapshot, asking.client, refused, &asking.access, websocket).await;
+                let Asking { client, access, places, own_address, .. } = asking;
+                // While it is answered, its places are others'.
+                drop((places, own_address));
+                return self.refuse(snapshot, client, refused, &access, websocket).await;
             }
         };
         let target = match &route.action {
