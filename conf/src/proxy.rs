@@ -15,7 +15,7 @@ pub use route::{
 };
 pub use token::{Algorithm, Token, TokenPlace};
 pub use tunnel::{Over, Tunnel, TunnelOverride};
-pub use upstream::Upstream;
+pub use upstream::{Balance, Check, Health, Server, Statuses, Tls, Upstream};
 
 use crate::section::keys;
 use crate::units::{Bytes, Cidr, Rate, Secret};
@@ -79,6 +79,11 @@ pub struct Proxy {
     pub admission: Admission,
     pub breaker: Breaker,
     pub token: BTreeMap<String, Token>,
+    /// Asked for servers' names; empty: those of the system.
+    pub dns_servers: Vec<SocketAddr>,
+    /// A name is looked up again when its answer expires, within these.
+    pub dns_min_ttl: Duration,
+    pub dns_max_ttl: Duration,
     pub upstream: BTreeMap<String, Upstream>,
     /// First match wins.
     pub route: Vec<Route>,
@@ -88,6 +93,14 @@ pub struct Proxy {
 pub struct Breaker {
     /// Consecutive failures of one server that open its breaker.
     pub failures: u32,
+    /// A share of failures that opens it, of `min_volume` outcomes or more within `window`; 0: off.
+    pub failure_ratio: f64,
+    pub window: Duration,
+    pub min_volume: u32,
+    /// A handshake that takes longer counts as a failure. Zero: off.
+    pub slow_handshake: Duration,
+    /// Answers of 500 and more, and none, count as failures.
+    pub server_errors: bool,
     pub open_for: Duration,
     pub open_max: Duration,
 }
@@ -126,8 +139,20 @@ keys!(Proxy {
     admission,
     breaker,
     token,
+    dns_servers,
+    dns_min_ttl in TICK..,
+    dns_max_ttl in TICK..,
     upstream,
     route,
 });
 
-keys!(Breaker { failures in 1.., open_for in TICK.., open_max in TICK.. });
+keys!(Breaker {
+    failures in 1..,
+    failure_ratio in 0.0..=1.0,
+    window in TICK..,
+    min_volume in 1..,
+    slow_handshake,
+    server_errors,
+    open_for in TICK..,
+    open_max in TICK..,
+});

@@ -52,6 +52,20 @@ macro_rules! whole_numbers {
 }
 whole_numbers!(u8, u32, usize);
 
+impl Value for f64 {
+    fn read(item: &Item, path: &str, reader: &mut Reader<'_>) -> Option<f64> {
+        match item.value {
+            Raw::Float(n) if n.is_finite() => Some(n),
+            Raw::Integer(n) if n.unsigned_abs() < 1 << 53 => Some(n as f64),
+            _ => reader.refuse(item, path, "a number", "a number without a unit, such as 1.25"),
+        }
+    }
+
+    fn write(&self) -> String {
+        format!("{self:?}")
+    }
+}
+
 impl Value for String {
     fn read(item: &Item, path: &str, reader: &mut Reader<'_>) -> Option<String> {
         match item.as_text() {

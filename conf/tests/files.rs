@@ -4,7 +4,7 @@
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
-use weir_conf::proxy::Sticky;
+use weir_conf::proxy::{Check, Health, Sticky, Upstream};
 use weir_conf::units::Secret;
 use weir_conf::{Config, DEMO, Loaded, REFERENCE, Sources, load};
 
@@ -86,7 +86,7 @@ fn the_four_files_share_a_machine() {
     assert_eq!(bound.iter().collect::<BTreeSet<_>>().len(), 8, "{bound:?}");
     // Each is told where the next one is.
     let nodes = [first.node.listen.to_string(), second.node.listen.to_string()];
-    assert_eq!(proxy.proxy.upstream["node"].servers, nodes);
+    assert_eq!(proxy.proxy.upstream["node"], Upstream::of(nodes));
     assert_eq!(first.node.brokers, [broker.broker.listen.to_string()]);
     assert!(first.node.trusted.iter().any(|range| range.contains(proxy.proxy.listen[0].ip())));
     assert_eq!(proxy.proxy.route[0].sticky, Sticky::Ip);
@@ -132,6 +132,8 @@ fn keys(text: &str) -> BTreeSet<(String, String)> {
         let line = line.strip_prefix('#').unwrap_or(line);
         if line.starts_with('[') {
             section = line.split("  #").next().unwrap().trim_matches(['[', ']']).to_owned();
+            // Every upstream has the same keys.
+            section = section.replace("proxy.upstream.node", "proxy.upstream.app");
         } else if let Some((key, _)) = line.split_once(" = ")
             && !key.contains(' ')
         {
@@ -157,6 +159,12 @@ fn the_reference_names_every_key_and_its_examples_are_sound() {
     assert_eq!(back.config.broker.secret.reveal(), "sixteen bytes or more");
     let route = front.config.proxy.route.iter().rfind(|route| route.upstream() == Some("app")).unwrap();
     assert_eq!(route.sticky, Sticky::Cookie("sid".into()));
+
+    // What is shown as the value of a key that is left out is its value.
+    let mut app = front.config.proxy.upstream["app"].clone();
+    let health = app.health.take().unwrap();
+    assert_eq!(app, Upstream::of(["127.0.0.1:3000", "127.0.0.1:3001"]));
+    assert_eq!(Health { host: None, ..health }, Health::of(Check::Http));
 
     let written = keys(REFERENCE);
     let known: BTreeSet<_> = [front, back].iter().flat_map(|loaded| keys(&loaded.to_toml())).collect();

@@ -3,6 +3,7 @@
 
 use std::ffi::OsString;
 use std::time::Duration;
+use weir_conf::proxy::Upstream;
 use weir_conf::{Config, Sources, load};
 
 fn variables<const N: usize>(pairs: [(&str, &str); N]) -> Vec<(OsString, OsString)> {
@@ -67,7 +68,7 @@ fn upstreams_have_names_of_their_own() {
     let sources = Sources::new()
         .text("f", "[proxy.upstream.app]\nservers = [\"127.0.0.1:3000\"]\n[[proxy.route]]\nto = \"app\"\n")
         .environment(variables([("WEIR_PROXY__UPSTREAM__APP__SERVERS", "[\"127.0.0.1:3001\"]")]));
-    assert_eq!(config(&sources).proxy.upstream["app"].servers, ["127.0.0.1:3001"]);
+    assert_eq!(config(&sources).proxy.upstream["app"], Upstream::of(["127.0.0.1:3001"]));
 }
 
 #[test]

@@ -5,7 +5,7 @@ use crate::route::edit::Vars;
 use crate::route::{self, Route};
 use http::request::Parts;
 use std::fmt::Write;
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Instant;
 use tracing::info;
@@ -28,7 +28,7 @@ pub struct Access {
     /// The route wants no line.
     quiet: bool,
     pub upstream: Option<Arc<str>>,
-    pub server: Option<SocketAddr>,
+    pub server: Option<Arc<str>>,
 }
 
 /// How it ended.
@@ -96,7 +96,7 @@ impl Access {
             route = self.route.as_deref(),
             key = self.key.map(|key| tracing::field::display(format!("{key:08x}"))),
             upstream = self.upstream.as_deref(),
-            server = self.server.map(tracing::field::display),
+            server = self.server.as_deref(),
             status = end.status,
             bytes_up = up,
             bytes_down = down,
@@ -119,7 +119,7 @@ impl Access {
             route = self.route.as_deref(),
             key = self.key.map(|key| tracing::field::display(format!("{key:08x}"))),
             upstream = self.upstream.as_deref(),
-            server = self.server.map(tracing::field::display),
+            server = self.server.as_deref(),
             status = 101,
             bytes_up = end.bytes.0,
             bytes_down = end.bytes.1,

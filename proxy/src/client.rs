@@ -70,6 +70,11 @@ impl Client {
         self.tcp.read_buf(&mut self.ahead).await
     }
 
+    /// Waits until the client has closed. What it sends meanwhile is kept, up to the limit.
+    pub async fn gone(&mut self) {
+        let _closed_or_broken = std::future::poll_fn(|cx| self.poll_closed(cx)).await;
+    }
+
     /// The bare socket, and what was read ahead on it.
     pub fn into_parts(self) -> (TcpStream, Bytes) {
         (self.tcp, self.ahead.freeze())

@@ -18,6 +18,10 @@ pub enum BindError {
     #[error("proxy.upstream.{upstream}.servers: is empty; at least one host:port is needed")]
     NoServers { upstream: String },
 
+    /// Authorities that cannot be read, or a name that TLS cannot ask for.
+    #[error("proxy.upstream.{upstream}.tls: {source}")]
+    Tls { upstream: String, source: io::Error },
+
     /// A route leads nowhere.
     #[error(
         "proxy.route[{index}].to: there is no upstream \"{to}\"; known are {known}{}",

@@ -6,7 +6,7 @@ use http::header::{CONNECTION, CONTENT_LENGTH, HOST, HeaderName, HeaderValue, TR
 use http::request::Parts;
 use http::{HeaderMap, Version};
 use std::io::Write;
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use weir_conf::proxy::HostHeader;
 use weir_wire::hop::{FORWARDED_FOR, FORWARDED_PROTO, REQUEST_ID};
 use weir_wire::id::ConnId;
@@ -112,8 +112,8 @@ pub fn set_host(head: &mut Parts, host: &HostHeader, trusted: bool) {
 }
 
 /// The head on the wire, for this server.
-pub fn write_request_to(server: SocketAddr, head: &Parts, out: &mut Vec<u8>) {
-    match (head.extensions.get::<HostOfServer>(), HeaderValue::try_from(server.to_string())) {
+pub fn write_request_to(server: &str, head: &Parts, out: &mut Vec<u8>) {
+    match (head.extensions.get::<HostOfServer>(), HeaderValue::try_from(server)) {
         (Some(HostOfServer), Ok(name)) => {
             let mut own = head.clone();
             own.headers.insert(HOST, name);
@@ -269,7 +269,6 @@ mod tests {
 
     #[test]
     fn a_changed_host_is_told_beside() {
-        let server = SocketAddr::from(([10, 0, 0, 1], 80));
         for (host, trusted, expected) in [
             (HostHeader::Client, false, "host: a|x-forwarded-host: said|"),
             (HostHeader::Literal("b:1".into()), false, "host: b:1|x-forwarded-host: a|"),
@@ -280,7 +279,7 @@ mod tests {
             let mut head = request.body(()).unwrap().into_parts().0;
             set_host(&mut head, &host, trusted);
             let mut out = Vec::new();
-            write_request_to(server, &head, &mut out);
+            write_request_to("10.0.0.1:80", &head, &mut out);
             let text = String::from_utf8(out).unwrap().to_lowercase().replace("\r\n", "|");
             assert_eq!(text, format!("get / http/1.1|{expected}|"), "{host:?}");
         }

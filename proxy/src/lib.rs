@@ -34,6 +34,7 @@ mod tunnel;
 mod upstream;
 
 pub use error::BindError;
+pub use upstream::{ServerStatus, State as ServerState, UnknownServer};
 
 use arc_swap::ArcSwap;
 use listeners::{Listeners, Opened};
@@ -48,7 +49,7 @@ use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tunnel::register::{Open, Told, Which};
@@ -119,6 +120,7 @@ impl Proxy {
             open: Open::new(metrics.clone()),
             metrics,
             drain: Drain::new(),
+            swapped: Notify::new(),
         };
         let control = Controlled { service: Arc::new(service), node, listeners: Mutex::new(listeners) };
         Ok(Proxy { control: Control(Arc::new(control)), opened })
@@ -187,9 +189,28 @@ impl Control {
         let next = Snapshot::build(conf, self.0.node.as_ref(), &service.metrics, Some(&before))?;
         let prepared = listeners.prepare(&conf.listen, &mut BTreeMap::new())?;
         service.snapshot.store(Arc::new(next));
+        service.swapped.notify_one();
         let (opened, closed) = listeners.apply(prepared)?;
         listeners.set_options(conf);
         Ok(Reloaded { opened, closed })
+    }
+
+    /// The servers of each upstream, as they are now.
+    pub fn upstreams(&self) -> BTreeMap<String, Vec<ServerStatus>> {
+        let snapshot = self.0.service.snapshot.load();
+        snapshot.upstreams.iter().map(|(name, upstream)| (name.clone(), upstream.status())).collect()
+    }
+
+    /// `None`: there is no such upstream. Else the names of the servers that are meant; the tunnels of one
+    /// that is down stay until they are closed by whoever asks for this.
+    pub fn set_server(
+        &self,
+        upstream: &str,
+        server: &str,
+        state: ServerState,
+    ) -> Option<Result<Vec<Arc<str>>, UnknownServer>> {
+        let snapshot = self.0.service.snapshot.load();
+        Some(snapshot.upstreams.get(upstream)?.set_state(server, state))
     }
 
     /// Client connections with something under way: tunnels, handshakes, requests.

@@ -1,10 +1,11 @@
 //! The proxy's metric families, all under `weir_proxy_`.
 
+use crate::upstream::server::Known;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
-use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -38,6 +39,28 @@ pub struct UpstreamFailure {
     pub upstream: String,
     pub server: String,
     pub cause: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct UpstreamLabels {
+    pub upstream: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct QueueOutcome {
+    pub upstream: String,
+    pub outcome: &'static str,
+}
+
+/// Seconds per server.
+#[derive(Clone)]
+pub struct PerServer(pub Family<ServerLabels, Histogram, fn() -> Histogram>);
+
+impl Default for PerServer {
+    fn default() -> PerServer {
+        // From 1 ms on, doubled: 1 ms to 8 s.
+        PerServer(Family::new_with_constructor(|| Histogram::new(exponential_buckets(0.001, 2.0, 14))))
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -94,6 +117,15 @@ pub struct Metrics {
     pub drain_remaining: Gauge,
     pub breaker_state: Family<ServerLabels, Gauge>,
     pub upstream_failures: Family<UpstreamFailure, Counter>,
+    pub upstream_connections: Family<ServerLabels, Gauge>,
+    pub upstream_healthy: Family<ServerLabels, Gauge>,
+    pub upstream_handshakes: PerServer,
+    pub retries: Family<UpstreamLabels, Counter>,
+    pub retries_denied: Family<UpstreamLabels, Counter>,
+    pub queue: Family<UpstreamLabels, Gauge>,
+    pub queue_outcomes: Family<QueueOutcome, Counter>,
+    /// No figure, but shared by the same holders: the servers that figures are of.
+    pub servers: Known,
     /// Towards the server.
     pub bytes_up: Counter,
     /// Towards the client.
@@ -146,7 +178,38 @@ impl Metrics {
             "Servers that could not be reached, by cause",
             metrics.upstream_failures.clone(),
         );
+        metrics.register_upstreams(r);
         metrics
+    }
+
+    fn register_upstreams(&self, r: &mut Registry) {
+        r.register(
+            "upstream_connections",
+            "Open tunnels and requests of a server",
+            self.upstream_connections.clone(),
+        );
+        r.register(
+            "upstream_healthy",
+            "1: the server's active checks succeed, or it has none; 0: they fail",
+            self.upstream_healthy.clone(),
+        );
+        r.register(
+            "upstream_handshake_seconds",
+            "From the connect to a server to its answer to a handshake",
+            self.upstream_handshakes.0.clone(),
+        );
+        r.register("upstream_retries", "Connects tried again elsewhere", self.retries.clone());
+        r.register(
+            "upstream_retries_denied",
+            "Connects not tried again: the retry budget was spent",
+            self.retries_denied.clone(),
+        );
+        r.register("upstream_queue", "Clients that wait for a server below its limits", self.queue.clone());
+        r.register(
+            "upstream_queue_outcomes",
+            "Clients that waited, by what became of them; full: they could not",
+            self.queue_outcomes.clone(),
+        );
     }
 
     pub fn handshake(&self, outcome: &'static str) {

@@ -6,8 +6,8 @@ use crate::forward;
 use crate::metrics::Metrics;
 use crate::route::Route;
 use crate::route::affinity::Issue;
-use crate::upstream::health::Attempt;
-use crate::upstream::{Exhausted, Plan};
+use crate::upstream::attempt::Attempt;
+use crate::upstream::{Exhausted, Plan, l4};
 use async_trait::async_trait;
 use bytes::Bytes;
 use http::header::{HOST, SET_COOKIE};
@@ -45,7 +45,10 @@ pub async fn with<F: Future>(passage: Passage, path: F) -> F::Output {
 
 pub struct Ctx {
     passage: Option<Passage>,
+    /// Holds the request's place at its server, too.
     attempt: Option<Attempt>,
+    /// The connection serves this request alone.
+    single: bool,
     exhausted: Option<Exhausted>,
     /// Bytes of the request's body so far.
     sent: u64,
@@ -57,21 +60,23 @@ impl ProxyHttp for Plain {
 
     fn new_ctx(&self) -> Ctx {
         let passage = PASSAGE.try_with(Cell::take).ok().flatten();
-        Ctx { passage, attempt: None, exhausted: None, sent: 0 }
+        Ctx { passage, attempt: None, single: false, exhausted: None, sent: 0 }
     }
 
     async fn upstream_peer(&self, _: &mut Session, ctx: &mut Ctx) -> Result<Box<HttpPeer>> {
         let Some(Passage { plan, access, route, .. }) = &mut ctx.passage else {
             return Err(Error::new_in(ErrorType::HTTPStatus(500)));
         };
-        match plan.next(Instant::now()) {
+        if let Some(before) = ctx.attempt.take().filter(|attempt| !attempt.has_failed()) {
+            plan.again(before.name());
+        }
+        match plan.next().await {
             Ok(attempt) => {
-                let mut peer = HttpPeer::new(attempt.addr(), false, String::new());
-                peer.options.connection_timeout = Some(route.deadlines.connect);
+                let (mut peer, single) = l4::peer(&attempt, route.deadlines.connect)?;
                 peer.options.read_timeout = Some(route.read_timeout);
-                access.server = Some(attempt.name());
-                ctx.attempt = Some(attempt);
-                Ok(Box::new(peer))
+                access.server = Some(attempt.name().clone());
+                (ctx.attempt, ctx.single) = (Some(attempt), single);
+                Ok(peer)
             }
             Err(exhausted) => {
                 ctx.exhausted = Some(exhausted);
@@ -90,11 +95,12 @@ impl ProxyHttp for Plain {
         let cause = match error.etype() {
             ErrorType::ConnectTimedout => "timeout",
             ErrorType::ConnectRefused => "refused",
+            ErrorType::TLSHandshakeFailure => "tls",
             _ => "error",
         };
         if let Some(attempt) = &mut ctx.attempt {
             attempt.fail(Instant::now(), cause);
-            attempt.other_address();
+            attempt.server().dial.other_address();
         }
         error.set_retry(true);
         error
@@ -110,7 +116,7 @@ impl ProxyHttp for Plain {
         ctx: &mut Ctx,
     ) -> Result<()> {
         if let Some(attempt) = &mut ctx.attempt {
-            attempt.succeed();
+            attempt.begun();
         }
         Ok(())
     }
@@ -121,10 +127,26 @@ impl ProxyHttp for Plain {
         request: &mut RequestHeader,
         ctx: &mut Ctx,
     ) -> Result<()> {
+        if ctx.single {
+            request.insert_header("connection", "close")?;
+        }
         if let (Some(passage), Some(attempt)) = (&ctx.passage, &ctx.attempt)
             && passage.route.host_header == HostHeader::Upstream
         {
-            request.insert_header(HOST, attempt.name().to_string())?;
+            request.insert_header(HOST, attempt.server().entry.authority())?;
+        }
+        Ok(())
+    }
+
+    /// A connection alone says little: the kernel takes it for a server that hangs.
+    async fn upstream_response_filter(
+        &self,
+        _: &mut Session,
+        response: &mut ResponseHeader,
+        ctx: &mut Ctx,
+    ) -> Result<()> {
+        if let Some(attempt) = &mut ctx.attempt {
+            attempt.judge(Instant::now(), Some(response.status.as_u16()));
         }
         Ok(())
     }
@@ -143,6 +165,34 @@ impl ProxyHttp for Plain {
             return Err(Error::new_in(ErrorType::HTTPStatus(413)));
         }
         Ok(())
+    }
+
+    fn error_while_proxy(
+        &self,
+        _: &HttpPeer,
+        session: &mut Session,
+        mut error: Box<Error>,
+        ctx: &mut Ctx,
+        reused: bool,
+    ) -> Box<Error> {
+        let whole = session.req_header().method.is_idempotent() && !session.as_ref().retry_buffer_truncated();
+        match whole {
+            true => error.retry.decide_reuse(reused),
+            false => error.set_retry(false),
+        }
+        if let Some(attempt) = &mut ctx.attempt
+            && *error.esource() == pingora_core::ErrorSource::Upstream
+        {
+            match error.etype() {
+                ErrorType::ReadTimedout | ErrorType::WriteTimedout => {
+                    attempt.fail(Instant::now(), "answer_timeout");
+                }
+                // A kept connection is closed whenever the server likes, which says nothing.
+                _ if reused => {}
+                _ => attempt.judge(Instant::now(), None),
+            }
+        }
+        error
     }
 
     async fn response_filter(
@@ -164,7 +214,7 @@ impl ProxyHttp for Plain {
             route.response_headers.apply(response, &access.vars());
         }
         if let (Some(issue), Some(attempt)) = (issue, &ctx.attempt)
-            && let Some(cookie) = issue.set_cookie(&attempt.name().to_string(), SystemTime::now())
+            && let Some(cookie) = issue.set_cookie(&attempt.name(), SystemTime::now())
         {
             response.append_header(SET_COOKIE, cookie)?;
         }
@@ -204,8 +254,7 @@ impl ProxyHttp for Plain {
         self.metrics.request(&route.name, status);
         let cause = match (error, ctx.exhausted) {
             (Some(error), _) if *error.etype() == ErrorType::HTTPStatus(413) => "body_size",
-            (_, Some(exhausted)) if exhausted.tried => "unreachable",
-            (_, Some(_)) => "breakers_open",
+            (_, Some(exhausted)) => exhausted.cause,
             (Some(_), None) => "error",
             (None, None) => "done",
         };

@@ -14,6 +14,7 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 use tokio::sync::mpsc;
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 /// How often the tables of the rate limiter are swept.
@@ -28,7 +29,8 @@ pub fn conf(conf: &weir_conf::proxy::Proxy) -> ServerConf {
     ServerConf {
         threads: if conf.threads == 0 { cores } else { conf.threads },
         work_stealing: true,
-        max_retries: conf.connect_tries as usize,
+        // How often is the plan's to say (`upstream/plan.rs`); this is the most that the conf allows.
+        max_retries: 100,
         // We stop it when all is done: there is nothing left to be waited for.
         grace_period_seconds: Some(0),
         graceful_shutdown_timeout_seconds: Some(0),
@@ -53,6 +55,7 @@ impl pingora_core::services::Service for Front {
         _listeners_per_fd: usize,
     ) {
         tokio::spawn(sweep(self.service.clone()));
+        tokio::spawn(tend(self.service.clone()));
         if let Some(mut opened) = self.opened.take() {
             while let Some(listener) = opened.recv().await {
                 tokio::spawn(accept(listener, self.service.clone(), shutdown.clone()));
@@ -111,6 +114,20 @@ async fn sweep(service: Arc<Service>) {
             () = tokio::time::sleep(SWEEP) => service.snapshot.load().admit.sweep(),
             () = service.drain.begun() => return,
         }
+    }
+}
+
+/// Lookups and checks of the upstreams that are in force; those of a conf that was replaced end.
+async fn tend(service: Arc<Service>) {
+    let mut tended = JoinSet::new();
+    loop {
+        let swapped = service.swapped.notified();
+        tended.abort_all();
+        while tended.join_next().await.is_some() {}
+        for upstream in service.snapshot.load().upstreams.values() {
+            tended.spawn(crate::upstream::tend(Arc::downgrade(upstream)));
+        }
+        swapped.await;
     }
 }
 

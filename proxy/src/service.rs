@@ -17,6 +17,7 @@ use crate::metrics::Metrics;
 use crate::plain::Plain;
 use crate::snapshot::Snapshot;
 use crate::tunnel::register::Open;
+use crate::upstream::proxy_protocol::Ends;
 use arc_swap::ArcSwap;
 use pingora_core::server::ShutdownWatch;
 use pingora_proxy::HttpProxy;
@@ -24,6 +25,7 @@ use routed::Asking;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::Notify;
 use tokio::time::timeout;
 use weir_core::drain::Drain;
 
@@ -35,6 +37,8 @@ pub struct Service {
     pub open: Arc<Open>,
     /// Of this proxy's connections.
     pub drain: Drain,
+    /// Another snapshot is in force.
+    pub swapped: Notify,
 }
 
 /// What became of one request.
@@ -51,9 +55,10 @@ impl Service {
         peer: SocketAddr,
         shutdown: ShutdownWatch,
     ) {
+        let local = tcp.local_addr().unwrap_or(peer);
         let mut snapshot = self.snapshot.load_full();
         let mut client = Client::new(tcp, snapshot.conf.head_size);
-        let (peer, mut places) = match self.enter(&snapshot, &mut client, peer.ip().to_canonical()).await {
+        let (peer, mut places) = match self.enter(&snapshot, &mut client, peer).await {
             Ok(entered) => entered,
             Err(Some(refused)) => return self.turn_away(&snapshot, client, refused).await,
             Err(None) => return,
@@ -69,9 +74,9 @@ impl Service {
             let mut head = match arrive::read_head(&snapshot, &mut client).await {
                 Ok(Some(head)) => head,
                 Ok(None) => return,
-                Err(bad) => return self.reject(client, bad, peer).await,
+                Err(bad) => return self.reject(client, bad, peer.ip()).await,
             };
-            let from = arrive::origin(&snapshot, peer, &mut head.parts.headers);
+            let from = arrive::origin(&snapshot, Ends { client: peer, local }, &mut head.parts.headers);
             match Box::pin(self.request(&snapshot, client, places, head, from, &shutdown)).await {
                 Next::Another(again, held) => (client, places) = (again, held),
                 Next::Done => return,
@@ -89,13 +94,13 @@ impl Service {
         &self,
         snapshot: &Snapshot,
         client: &mut Client,
-        socket: IpAddr,
-    ) -> Result<(IpAddr, Places), Option<Refused>> {
+        socket: SocketAddr,
+    ) -> Result<(SocketAddr, Places), Option<Refused>> {
         let admit = &snapshot.admit;
-        let spoken_for = |peer| snapshot.trusted.contains(peer);
+        let spoken_for = |peer: SocketAddr| snapshot.trusted.contains(peer.ip());
         if !spoken_for(socket) {
-            admit.listed(socket)?;
-            return Ok((socket, (admit.connection()?, admit.address(socket)?)));
+            admit.listed(socket.ip())?;
+            return Ok((socket, (admit.connection()?, admit.address(socket.ip())?)));
         }
         let place = admit.connection()?;
         let peer = arrive::named_peer(snapshot, client, socket).await.map_err(|why| {
@@ -106,8 +111,8 @@ impl Service {
         if spoken_for(peer) {
             return Ok((peer, (place, None)));
         }
-        admit.listed(peer)?;
-        Ok((peer, (place, admit.address(peer)?)))
+        admit.listed(peer.ip())?;
+        Ok((peer, (place, admit.address(peer.ip())?)))
     }
 
     /// Whether a kept-alive connection brings another request.

@@ -18,6 +18,7 @@ pub mod watch;
 use crate::access::{Access, Close, TunnelEnd};
 use crate::front::arrive::Permit;
 use crate::metrics::Cause as CauseLabel;
+use crate::upstream::attempt::Permit as ServerPermit;
 use bytes::Bytes;
 use frames::Sender;
 use leave::{Codes, GOING_AWAY, Leaving, Manner, POLICY, PROTOCOL_ERROR, SERVICE_RESTART, TOO_BIG};
@@ -47,7 +48,7 @@ pub struct Held {
     /// It ends with its token.
     pub until: Option<Instant>,
     /// Given back when the tunnel has ended.
-    pub _permit: Permit,
+    pub _permit: (Permit, Option<ServerPermit>),
 }
 
 /// To be spawned as a task of its own (it relies on its waker staying the same), apart from the
@@ -60,7 +61,7 @@ pub struct Tunnel<C, S> {
     guard: Option<Box<Guard>>,
     /// There while something is to be watched or waited for.
     timer: Option<Box<Timer>>,
-    leaving: Option<Box<(Leaving, Cause)>>,
+    leaving: Option<Box<Left>>,
     close: Option<Close>,
     begun: bool,
     seat: Seat,
@@ -72,6 +73,14 @@ struct Timer {
     watch: Watch,
     /// The next look.
     look: Instant,
+}
+
+/// A tunnel on its way out.
+struct Left {
+    leaving: Leaving,
+    cause: Cause,
+    /// Passed on up to here; what comes now is looked at only for the peers' answers.
+    frames: (u64, u64),
 }
 
 /// Why a tunnel ended.
@@ -274,6 +283,12 @@ where
         }
     }
 
+    /// Passed on towards the server and towards the client.
+    fn frames(&self) -> (u64, u64) {
+        let seen = (self.up.scanner.frames(), self.down.scanner.frames());
+        self.leaving.as_ref().map_or(seen, |left| left.frames)
+    }
+
     /// One side has closed, the other has not.
     fn is_half_closed(&self) -> bool {
         !(self.up.is_open() && self.down.is_open())
@@ -281,8 +296,9 @@ where
 
     /// From here on nothing is relayed but the rest of frames under way.
     fn leave(&mut self, cause: Cause) {
+        let frames = self.frames();
         let leaving = Leaving::new(&mut self.up, &mut self.down, cause.manner());
-        self.leaving = Some(Box::new((leaving, cause)));
+        self.leaving = Some(Box::new(Left { leaving, cause, frames }));
         let until = Instant::now() + LEAVE;
         match &mut self.timer {
             Some(timer) => timer.sleep.as_mut().reset(until),
@@ -296,8 +312,8 @@ where
 
     /// Ready when its leave is taken, or its time for that is over.
     fn poll_leave(&mut self, at_once: bool, cx: &mut Context<'_>) -> Poll<Cause> {
-        let Some(leaving) = &mut self.leaving else { return Poll::Pending };
-        let (leaving, cause) = &mut **leaving;
+        let Some(left) = &mut self.leaving else { return Poll::Pending };
+        let Left { leaving, cause, .. } = &mut **left;
         let done = with_scratch(|scratch| {
             let ways = (&mut self.up, &mut self.down);
             leaving.poll(ways, (&mut self.client, &mut self.server), scratch, cx).is_ready()
@@ -351,7 +367,7 @@ where
         metrics.tunnel_ends.get_or_create(&CauseLabel { cause: cause.as_str() }).inc();
         this.held.access.log_tunnel(&TunnelEnd {
             bytes: (this.up.bytes(), this.down.bytes()),
-            frames: (this.up.scanner.frames(), this.down.scanner.frames()),
+            frames: this.frames(),
             close: this.close,
             cause: cause.as_str(),
         });
@@ -376,4 +392,19 @@ pub fn watch_peer<'s>(
         socket.set_tcp_user_timeout(Some(conf.tcp_user_timeout))?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::net::TcpStream;
+
+    /// There are thousands of them; the figure in the docs hangs on this.
+    #[test]
+    fn an_idle_tunnel_is_small() {
+        let size = size_of::<Tunnel<TcpStream, TcpStream>>();
+        assert!(size <= 576, "{size} bytes");
+        let idle = Way::new(Sender::Server, bytes::BytesMut::with_capacity(4096).freeze());
+        assert_eq!(idle.held(), 0, "it holds the buffer that was read ahead into");
+    }
 }

@@ -1,230 +1,282 @@
-//! Servers by the name of their upstream, and the order in which one request tries them: its
-//! key's server first, then on along the ring, past those whose breaker refuses.
+//! Servers by the name of their upstream. A request's way through them is its plan (`upstream/plan.rs`);
+//! here is what an upstream is made of, and how it changes while it lives: by lookups, checks, operators
+//! and reloads.
 
-pub mod health;
-pub mod ring;
+pub mod address;
+pub mod attempt;
+pub mod balance;
+mod budget;
+mod check;
+pub mod desk;
+mod dial;
+mod dns;
+pub mod l4;
+pub mod plan;
+pub mod proxy_protocol;
+mod queue;
+pub mod server;
+mod settings;
+mod status;
+pub mod stream;
+mod tls;
+
+pub use desk::State;
+pub use plan::{Exhausted, Plan};
+pub use status::{ServerStatus, UnknownServer};
+pub use stream::ServerStream;
 
 use crate::error::BindError;
 use crate::metrics::Metrics;
-use health::{Attempt, Server};
-use ring::Ring;
-use std::net::{SocketAddr, ToSocketAddrs};
-use std::sync::Arc;
-use std::time::{Duration, Instant};
-
-/// A connection to a server.
-pub type ServerStream = tokio::net::TcpStream;
-
-/// What the next client is told when every server was tried and none could be reached.
-const RETRY_UNREACHABLE: Duration = Duration::from_secs(1);
+use address::{Address, Entry, Place};
+use arc_swap::ArcSwap;
+use balance::Balance;
+use desk::Desk;
+use dial::Dial;
+use dns::Found;
+use server::{Server, Shared};
+use settings::Settings;
+use std::collections::BTreeMap;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Instant;
 
 pub struct Upstream {
     pub name: Arc<str>,
+    settings: Settings,
+    entries: Vec<Entry>,
+    /// Addresses of names.
+    found: Mutex<BTreeMap<String, Found>>,
+    set: ArcSwap<Set>,
+    desk: Arc<Desk>,
+    metrics: Metrics,
+}
+
+/// The servers, as far as they are known.
+struct Set {
     servers: Vec<Arc<Server>>,
-    ring: Ring,
-    tries: u32,
+    balance: Balance,
 }
 
 impl Upstream {
-    /// The upstream of this name in the conf. `before` is what it was until now, if it was: what has
-    /// not changed is kept.
+    /// The upstream of this name in the conf. `before` is what it was until now, if it was: open counts,
+    /// breakers, health, what operators said and who waits are kept, and names that it knows are not
+    /// looked up now but when they expire.
     pub fn build(
         name: &str,
         conf: &weir_conf::proxy::Proxy,
         metrics: &Metrics,
-        _before: Option<&Arc<Upstream>>,
+        before: Option<&Arc<Upstream>>,
     ) -> Result<Arc<Upstream>, BindError> {
-        let servers = conf.upstream.get(name).map(|u| u.servers.as_slice()).unwrap_or_default();
-        Upstream::resolve(name, servers, conf, metrics).map(Arc::new)
+        let of = conf.upstream.get(name).cloned().unwrap_or_default();
+        Upstream::new(name, &of, conf, metrics, before).map(Arc::new)
     }
 
     /// The listener of the node in this process.
     pub fn of_node(addr: SocketAddr, conf: &weir_conf::proxy::Proxy, metrics: &Metrics) -> Upstream {
-        Upstream::new("node", vec![vec![addr]], conf, metrics)
+        let entry =
+            Entry { text: addr.to_string().into(), weight: 1, place: Place::At(Address::Tcp(addr, None)) };
+        let settings = Settings::plain(&weir_conf::proxy::Upstream::default(), conf);
+        Upstream::assemble("node", settings, vec![entry], BTreeMap::new(), metrics, None)
     }
 
-    /// Resolves the servers' names. A name with several addresses stands for as many servers;
-    /// one with an address of each family is one server that can be reached both ways.
-    pub fn resolve(
+    fn new(
         name: &str,
-        servers: &[String],
+        of: &weir_conf::proxy::Upstream,
         conf: &weir_conf::proxy::Proxy,
         metrics: &Metrics,
+        before: Option<&Arc<Upstream>>,
     ) -> Result<Upstream, BindError> {
-        let mut all: Vec<Vec<SocketAddr>> = Vec::new();
-        for server in servers {
-            let fail = |source| BindError::Resolve { upstream: name.into(), server: server.clone(), source };
-            let found = group(server.to_socket_addrs().map_err(fail)?.collect());
-            if found.is_empty() {
-                return Err(fail(std::io::Error::other("the name has no address")));
-            }
-            all.extend(found);
-        }
-        all.sort();
-        all.dedup_by(|a, b| a[0] == b[0]);
-        if all.is_empty() {
+        let entries: Vec<Entry> = of.servers.iter().filter_map(Entry::parse).collect();
+        if entries.is_empty() {
             return Err(BindError::NoServers { upstream: name.into() });
         }
-        Ok(Upstream::new(name, all, conf, metrics))
+        let mut settings = Settings::plain(of, conf);
+        if let Some(tls) = &of.tls {
+            let before = before.and_then(|before| before.settings.tls.as_ref());
+            let fail = |source| BindError::Tls { upstream: name.into(), source };
+            let client = tls::Client::new(tls, before).map_err(fail)?;
+            for entry in &entries {
+                client.name(entry.host().as_deref()).map_err(fail)?;
+            }
+            settings.tls = Some(client);
+        }
+        let known = before.map(|before| before.found().clone()).unwrap_or_default();
+        let found = lookups(name, &entries, known, &conf.dns_servers)?;
+        Ok(Upstream::assemble(name, settings, entries, found, metrics, before))
     }
 
-    /// Each server by its addresses, the preferred one first.
-    pub fn new(
+    fn assemble(
         name: &str,
-        servers: Vec<Vec<SocketAddr>>,
-        conf: &weir_conf::proxy::Proxy,
+        settings: Settings,
+        entries: Vec<Entry>,
+        found: BTreeMap<String, Found>,
         metrics: &Metrics,
+        before: Option<&Arc<Upstream>>,
     ) -> Upstream {
-        let ring = Ring::new(servers.iter().map(|addrs| addrs[0]));
-        let servers = servers.into_iter().map(|addrs| Arc::new(Server::new(name, addrs, conf, metrics)));
-        Upstream { name: name.into(), servers: servers.collect(), ring, tries: conf.connect_tries.max(1) }
+        let upstream = Upstream {
+            name: name.into(),
+            settings,
+            entries,
+            found: Mutex::new(found),
+            set: ArcSwap::from_pointee(Set::empty()),
+            desk: before.map_or_else(|| Arc::new(Desk::new(name, metrics)), |before| before.desk.clone()),
+            metrics: metrics.clone(),
+        };
+        // At the start all are new, and none of them is to be spared.
+        upstream.refresh(before.map(|_| Instant::now()));
+        upstream
     }
 
     /// The names of its servers.
-    pub fn servers(&self) -> impl Iterator<Item = String> {
-        self.servers.iter().map(|server| server.name().to_string())
+    pub fn servers(&self) -> impl Iterator<Item = String> + use<> {
+        let set = self.set.load_full();
+        (0..set.servers.len()).map(move |index| set.servers[index].shared.name.to_string())
     }
 
-    /// The way of one request through the servers: `prefer` first, if there is a server of this name.
+    /// The way of one request through the servers: `prefer` first, if there is a server of this name,
+    /// whatever the key says and however much it holds.
     pub fn plan(self: &Arc<Self>, key: &[u8], prefer: Option<&str>) -> Plan {
-        let prefer = prefer.and_then(|name| self.servers().position(|server| server == name));
-        let mut walk = self.ring.walk(key);
-        if let Some(index) = prefer {
-            walk.skip(index);
-        }
-        Plan { upstream: self.clone(), prefer, walk, tries_left: self.tries, soonest: None, tried: false }
+        Plan::new(self, key, prefer)
     }
-}
 
-/// One server or several, see [`Upstream::resolve`]. IPv4 goes first where both are there.
-fn group(found: Vec<SocketAddr>) -> Vec<Vec<SocketAddr>> {
-    let (v4, v6): (Vec<_>, Vec<_>) = found.into_iter().partition(SocketAddr::is_ipv4);
-    match (v4.len(), v6.len()) {
-        (1, 1) => vec![vec![v4[0], v6[0]]],
-        (0, _) => v6.into_iter().map(|addr| vec![addr]).collect(),
-        _ => v4.into_iter().map(|addr| vec![addr]).collect(),
-    }
-}
-
-pub struct Plan {
-    upstream: Arc<Upstream>,
-    prefer: Option<usize>,
-    walk: ring::Walk,
-    tries_left: u32,
-    soonest: Option<Duration>,
-    tried: bool,
-}
-
-/// No server is left for this request.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Exhausted {
-    pub retry_after: Duration,
-    /// Whether any server was tried at all; if not, their breakers refused at once.
-    pub tried: bool,
-}
-
-impl Plan {
-    /// The next server to try, with its breaker's leave.
-    pub fn next(&mut self, now: Instant) -> Result<Attempt, Exhausted> {
-        while self.tries_left > 0 {
-            let next = self.prefer.take().or_else(|| self.walk.next(&self.upstream.ring));
-            let Some(index) = next else { break };
-            match Server::attempt(&self.upstream.servers[index], now) {
-                Ok(attempt) => {
-                    (self.tries_left, self.tried) = (self.tries_left - 1, true);
-                    return Ok(attempt);
+    /// Makes the set of servers from what is known; those that are new start slowly from `came` on.
+    fn refresh(&self, came: Option<Instant>) {
+        let mut all: Vec<(Address, &Entry)> = Vec::new();
+        {
+            let found = self.found();
+            for entry in &self.entries {
+                match &entry.place {
+                    Place::At(address) => all.push((address.clone(), entry)),
+                    Place::Name { host, port } => {
+                        let addrs = found.get(host).map(|found| found.addrs.as_slice()).unwrap_or_default();
+                        all.extend(address::group(addrs, *port).into_iter().map(|address| (address, entry)));
+                    }
                 }
-                Err(wait) => self.soonest = Some(self.soonest.map_or(wait, |s| s.min(wait))),
             }
         }
-        let unknown = if self.tried { RETRY_UNREACHABLE } else { Duration::ZERO };
-        Err(Exhausted {
-            retry_after: self.soonest.unwrap_or(unknown).max(RETRY_UNREACHABLE),
-            tried: self.tried,
-        })
+        // The order in the conf means nothing, and a server that two entries lead to is one.
+        all.sort_by(|a, b| a.0.cmp(&b.0));
+        all.dedup_by_key(|(address, _)| address.to_string());
+        let server = |(address, entry): (Address, &Entry)| {
+            let shared =
+                Shared::of(&self.name, &address.to_string(), self.settings.breaker, came, &self.metrics);
+            let tls = self.settings.tls.as_ref().and_then(|client| {
+                // The name was found good when the upstream was built.
+                Some((client.clone(), client.name(entry.host().as_deref()).ok()?))
+            });
+            Arc::new(Server { shared, entry: entry.clone(), dial: Dial::new(address, tls) })
+        };
+        let servers: Vec<_> = all.into_iter().map(server).collect();
+        self.set.store(Arc::new(Set::new(servers, self.settings.balance)));
+        self.desk.call();
+    }
+
+    fn found(&self) -> MutexGuard<'_, BTreeMap<String, Found>> {
+        // Replaced entry by entry: whole at any time.
+        self.found.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn has_names(&self) -> bool {
+        self.entries.iter().any(|entry| matches!(entry.place, Place::Name { .. }))
+    }
+
+    fn next_lookup(&self) -> Instant {
+        let soonest = self.found().values().map(|found| found.until).min();
+        soonest.unwrap_or_else(Instant::now)
+    }
+
+    fn due_lookups(&self, now: Instant) -> Vec<String> {
+        self.found().iter().filter(|(_, found)| found.until <= now).map(|(host, _)| host.clone()).collect()
+    }
+
+    /// A failed lookup keeps what is known.
+    fn looked_up(&self, host: &str, found: io::Result<Found>, now: Instant) {
+        let bounds = self.settings.dns_ttl;
+        let changed = {
+            let mut known = self.found();
+            let Some(known) = known.get_mut(host) else { return };
+            match found {
+                Ok(found) => {
+                    known.until = dns::due(found.until, now, bounds);
+                    let changed = known.addrs != found.addrs;
+                    if changed {
+                        let servers: Vec<String> = found.addrs.iter().map(ToString::to_string).collect();
+                        tracing::info!(
+                            upstream = &*self.name,
+                            host,
+                            servers = servers.join(" "),
+                            "a name has other addresses"
+                        );
+                    }
+                    known.addrs = found.addrs;
+                    changed
+                }
+                Err(error) => {
+                    known.until = now + bounds.0;
+                    tracing::warn!(upstream = &*self.name, host, %error, "a name was not found: its last addresses count");
+                    false
+                }
+            }
+        };
+        if changed {
+            self.refresh(Some(now));
+        }
+    }
+}
+
+/// What an upstream does besides serving: lookups and checks, until it is gone.
+pub async fn tend(upstream: Weak<Upstream>) {
+    tokio::join!(dns::watch(upstream.clone()), check::watch(upstream));
+}
+
+/// Looks up the names that are not known yet.
+fn lookups(
+    upstream: &str,
+    entries: &[Entry],
+    mut known: BTreeMap<String, Found>,
+    servers: &[SocketAddr],
+) -> Result<BTreeMap<String, Found>, BindError> {
+    let mut hosts: Vec<String> = Vec::new();
+    for entry in entries {
+        if let Place::Name { host, .. } = &entry.place
+            && !hosts.contains(host)
+        {
+            hosts.push(host.clone());
+        }
+    }
+    known.retain(|host, _| hosts.contains(host));
+    hosts.retain(|host| !known.contains_key(host));
+    let fail = |server: &String, source| BindError::Resolve {
+        upstream: upstream.into(),
+        server: server.clone(),
+        source,
+    };
+    let found = match (dns::lookup_all(&hosts, servers), hosts.first()) {
+        (Ok(found), _) => found,
+        (Err(source), Some(host)) => return Err(fail(host, source)),
+        (Err(_), None) => Vec::new(),
+    };
+    for (host, found) in hosts.into_iter().zip(found) {
+        let found = found.map_err(|source| fail(&host, source))?;
+        known.insert(host, found);
+    }
+    Ok(known)
+}
+
+impl Set {
+    fn empty() -> Set {
+        Set::new(Vec::new(), weir_conf::proxy::Balance::RoundRobin)
+    }
+
+    fn new(servers: Vec<Arc<Server>>, balance: weir_conf::proxy::Balance) -> Set {
+        let names: Vec<(&str, u32)> =
+            servers.iter().map(|server| (&*server.shared.name, server.entry.weight)).collect();
+        let balance = Balance::new(balance, &names);
+        Set { servers, balance }
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::testing::conf;
-
-    fn addr(port: u16) -> SocketAddr {
-        SocketAddr::from(([10, 0, 0, 1], port))
-    }
-
-    #[test]
-    fn a_request_walks_on_past_failed_servers_and_comes_back() {
-        let conf = weir_conf::proxy::Proxy { connect_tries: 2, ..conf() };
-        let metrics = Metrics::default();
-        let upstream =
-            Arc::new(Upstream::new("app", (1..=3).map(|p| vec![addr(p)]).collect(), &conf, &metrics));
-        let now = Instant::now();
-        let first = |now| {
-            upstream.plan(b"key", None).next(now).map(|mut a| {
-                a.give_up(now);
-                a.addr()
-            })
-        };
-        let home = first(now).unwrap();
-
-        let mut plan = upstream.plan(b"key", None);
-        let mut seen = Vec::new();
-        while let Ok(mut attempt) = plan.next(now) {
-            seen.push(attempt.addr());
-            attempt.fail(now, "refused");
-        }
-        assert_eq!(seen.len(), 2, "connect_tries counts the first");
-        assert!(seen[0] == home && seen[1] != home);
-
-        for _ in 1..conf.breaker.failures {
-            upstream.plan(b"key", None).next(now).unwrap().fail(now, "refused");
-        }
-        assert_eq!(first(now).unwrap(), seen[1], "its breaker is open");
-        let later = now + conf.breaker.open_for;
-        upstream.plan(b"key", None).next(later).unwrap().succeed();
-        assert_eq!(first(later).unwrap(), home, "the probe brought it back");
-    }
-
-    #[test]
-    fn a_preferred_server_is_first_and_once() {
-        let conf = conf();
-        let servers = (1..=3).map(|p| vec![addr(p)]).collect();
-        let upstream = Arc::new(Upstream::new("app", servers, &conf, &Metrics::default()));
-        for (prefer, first) in
-            [(Some("10.0.0.1:1"), Some(1)), (Some("10.0.0.1:3"), Some(3)), (Some("x"), None)]
-        {
-            let mut plan = upstream.plan(b"key", prefer);
-            let ports = std::iter::from_fn(|| plan.next(Instant::now()).ok().map(|a| a.addr().port()));
-            let mut ports: Vec<_> = ports.collect();
-            assert!(first.is_none_or(|first| ports[0] == first), "{prefer:?} {ports:?}");
-            ports.sort();
-            assert_eq!(ports, [1, 2, 3], "{prefer:?}");
-        }
-    }
-
-    #[test]
-    fn with_every_breaker_open_the_wait_is_told_at_once() {
-        let conf = conf();
-        let upstream =
-            Arc::new(Upstream::new("app", vec![vec![addr(1)], vec![addr(2)]], &conf, &Metrics::default()));
-        let now = Instant::now();
-        for _ in 0..2 * conf.breaker.failures {
-            if let Ok(mut attempt) = upstream.plan(b"key", None).next(now) {
-                attempt.fail(now, "refused");
-            }
-        }
-        let Err(exhausted) = upstream.plan(b"other", None).next(now) else { panic!("a server was left") };
-        assert_eq!(exhausted, Exhausted { retry_after: conf.breaker.open_for, tried: false });
-    }
-
-    #[test]
-    fn names_with_both_families_are_one_server() {
-        let (a, b, c): (SocketAddr, SocketAddr, SocketAddr) =
-            ("127.0.0.1:1".parse().unwrap(), "[::1]:1".parse().unwrap(), "127.0.0.2:1".parse().unwrap());
-        assert_eq!(group(vec![b, a]), [[a, b]]);
-        assert_eq!(group(vec![b, a, c]), [[a], [c]]);
-        assert_eq!(group(vec![b]), [[b]]);
-    }
-}
+#[path = "upstream/tests.rs"]
+mod tests;

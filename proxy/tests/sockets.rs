@@ -42,8 +42,7 @@ fn front_with(servers: &[SocketAddr], node: Option<LocalNode>, change: impl FnOn
     conf.upstream.clear();
     let to = if servers.is_empty() { "node" } else { "app" };
     if !servers.is_empty() {
-        let servers = servers.iter().map(ToString::to_string).collect();
-        conf.upstream.insert("app".into(), Upstream { servers });
+        conf.upstream.insert("app".into(), Upstream::of(servers.iter().map(ToString::to_string)));
     }
     conf.route = vec![Route { host: vec!["a".into()], ..Route::to(to) }];
     change(&mut conf);
@@ -184,7 +183,8 @@ async fn plain_requests_keep_the_connection_and_an_upgrade_may_follow() {
 async fn what_a_tunnelled_client_forges_is_overwritten() {
     let (listener, addr) = listener().await;
     let front = front(&[addr], |_| {});
-    front.connect().await.write_all(UPGRADE.as_bytes()).await.unwrap();
+    let mut client = front.connect().await;
+    client.write_all(UPGRADE.as_bytes()).await.unwrap();
     let seen = head(&mut listener.accept().await.unwrap().0).await;
     assert!(seen.contains("X-Forwarded-For: 127.0.0.1\r\n") && seen.contains("X-Forwarded-Proto: http\r\n"));
     assert!(!seen.contains("6.6.6.6") && !seen.contains("forged"), "{seen}");

@@ -3,11 +3,14 @@
 
 use prometheus_client::registry::Registry;
 use std::net::SocketAddr;
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
+use tracing::field::{Field, Visit};
+use tracing::{Event, Metadata, Subscriber, span};
 use weir_conf::proxy::{Over, Proxy as Conf, Route, Tunnel, Upstream};
 use weir_conf::units::Rate;
 use weir_core::drain::Drain;
@@ -39,7 +42,7 @@ async fn edge(change: impl FnOnce(&mut Conf, &mut Tunnel)) -> Edge {
     conf.handshake_rate = None;
     conf.max_connections_per_ip = 0;
     conf.upstream.clear();
-    conf.upstream.insert("app".into(), Upstream { servers: vec![server.local_addr().unwrap().to_string()] });
+    conf.upstream.insert("app".into(), Upstream::of([server.local_addr().unwrap().to_string()]));
     conf.route = vec![Route { tunnel: Default::default(), ..Route::to("app") }];
     let mut tunnel = conf.tunnel.clone();
     change(&mut conf, &mut tunnel);
@@ -360,10 +363,83 @@ async fn a_frame_that_does_not_end_is_not_waited_for_for_long() {
     assert!(begun.elapsed() < 4000 * MS, "{:?}", begun.elapsed());
 }
 
+/// Keeps the lines of the access log.
+struct Log(Mutex<Vec<String>>);
+
+struct Line(String);
+
+impl Visit for Line {
+    fn record_debug(&mut self, field: &Field, value: &dyn std::fmt::Debug) {
+        self.0.push_str(&format!("{}={value:?} ", field.name()));
+    }
+}
+
+impl Subscriber for &'static Log {
+    fn enabled(&self, about: &Metadata<'_>) -> bool {
+        about.target() == "weir_proxy::access"
+    }
+
+    fn event(&self, event: &Event<'_>) {
+        let mut line = Line(String::new());
+        event.record(&mut line);
+        self.0.lock().unwrap().push(line.0);
+    }
+
+    fn new_span(&self, _: &span::Attributes<'_>) -> span::Id {
+        span::Id::from_u64(1)
+    }
+
+    fn record(&self, _: &span::Id, _: &span::Record<'_>) {}
+    fn record_follows_from(&self, _: &span::Id, _: &span::Id) {}
+    fn enter(&self, _: &span::Id) {}
+    fn exit(&self, _: &span::Id) {}
+}
+
+#[tokio::test]
+async fn the_access_log_has_frames_and_who_closed() {
+    static LOG: Log = Log(Mutex::new(Vec::new()));
+    tracing::subscriber::set_global_default(&LOG).unwrap();
+    let edge = edge(|_, t| t.max_frame_size = 1000).await;
+    for (path, last, expected) in [
+        ("/left", masked(0x88, &4001_u16.to_be_bytes()), "close_by=\"client\" close_code=4001 "),
+        ("/thrown-out", masked(0x82, &[0; 1001]), "close_by=\"proxy\" close_code=1009 "),
+        ("/vanished", vec![], ""),
+    ] {
+        let mut client = TcpStream::connect(edge.addr).await.unwrap();
+        client.write_all(UPGRADE.replace("/ws", path).as_bytes()).await.unwrap();
+        let (mut server, _) = edge.server.accept().await.unwrap();
+        head(&mut server).await;
+        server.write_all(SWITCH.as_bytes()).await.unwrap();
+        head(&mut client).await;
+        let (up, down) = (masked(0x81, b"a").repeat(2), plain(0x81, b"b").repeat(3));
+        client.write_all(&up).await.unwrap();
+        server.write_all(&down).await.unwrap();
+        exactly(&mut server, up.len()).await;
+        exactly(&mut client, down.len()).await;
+        client.write_all(&last).await.unwrap();
+        client.shutdown().await.unwrap();
+        rest(&mut server).await;
+        drop((client, server));
+        let line = loop {
+            let find = |lines: &Vec<String>| lines.iter().find(|l| l.contains(path)).cloned();
+            let found = find(&LOG.0.lock().unwrap());
+            match found {
+                Some(line) => break line,
+                None => tokio::time::sleep(5 * MS).await,
+            }
+        };
+        let frames_up = if path == "/left" { 3 } else { 2 };
+        assert!(line.contains(&format!("frames_up={frames_up} frames_down=3 {expected}ms=")), "{line}");
+    }
+}
+
 #[tokio::test]
 async fn the_tunnels_of_one_server_can_be_told_alone() {
     let edge = edge(|_, _| {}).await;
-    let (mut client, _server) = edge.open().await;
+    let (mut client, mut server) = edge.open().await;
+    // It is one as soon as something has passed.
+    client.write_all(&masked(0x81, b"x")).await.unwrap();
+    exactly(&mut server, 7).await;
     let server = edge.server.local_addr().unwrap().to_string();
     assert_eq!(edge.control.drain_tunnels("app", Some("127.0.0.1:1")).await, 0);
     assert_eq!(edge.control.drain_tunnels("other", None).await, 0);

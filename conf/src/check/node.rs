@@ -73,7 +73,8 @@ impl Rules<'_> {
             let text = "no broker in this process and none to attach to; accepted: [\"HOST:PORT\"], or \"broker\" in roles";
             return self.mistake(&["node.brokers", "node", "roles"], text);
         }
-        self.servers("node.brokers", &node.brokers);
+        let brokers: Vec<&str> = node.brokers.iter().map(String::as_str).collect();
+        self.servers("node.brokers", &brokers, false);
         let remote = |server: &String| server.parse().is_ok_and(|addr: SocketAddr| !is_loopback(addr));
         if node.broker_secret.is_empty() && node.brokers.iter().any(remote) {
             let text =

@@ -1,7 +1,7 @@
 //! Upstreams.
 
 use super::Rules;
-use crate::proxy::Tunnel;
+use crate::proxy::{Tunnel, Upstream};
 use crate::units::duration_text;
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -10,8 +10,7 @@ impl Rules<'_> {
     pub(super) fn upstreams(&mut self) {
         let proxy = &self.config.proxy;
         for (name, upstream) in &proxy.upstream {
-            let key = format!("proxy.upstream.{name}.servers");
-            self.servers(&key, &upstream.servers);
+            self.upstream(&format!("proxy.upstream.{name}"), upstream);
             if !proxy.route.iter().any(|route| route.upstream() == Some(name)) {
                 self.warn(&[&format!("proxy.upstream.{name}"), "proxy.route"], "no route leads to it");
             }
@@ -23,16 +22,65 @@ impl Rules<'_> {
             );
             self.mistake(&["proxy.breaker.open_max", "proxy.breaker.open_for"], text);
         }
+        if proxy.dns_max_ttl < proxy.dns_min_ttl {
+            let text = format!(
+                "is shorter than dns_min_ttl; accepted: {} or more",
+                duration_text(proxy.dns_min_ttl)
+            );
+            self.mistake(&["proxy.dns_max_ttl", "proxy.dns_min_ttl"], text);
+        }
     }
 
-    pub(super) fn servers(&mut self, key: &str, servers: &[String]) {
+    fn upstream(&mut self, path: &str, upstream: &Upstream) {
+        let servers: Vec<&str> = upstream.servers.iter().map(|server| server.address.as_str()).collect();
+        let key = format!("{path}.servers");
+        self.servers(&key, &servers, true);
+        if let Some(tls) = &upstream.tls {
+            let (tls_key, sni) = (format!("{path}.tls"), format!("{path}.tls.sni"));
+            if let Some(name) = &tls.sni
+                && !is_host(name)
+            {
+                let text = format!("{name:?} is not a host; accepted: a name, such as \"app.example.com\"");
+                self.mistake(&[&tls_key, &sni], text);
+            }
+            if tls.sni.is_none() && servers.iter().any(|server| server.starts_with("unix:")) {
+                let text =
+                    "has no sni, and a unix socket has no host; accepted: { sni = \"app.example.com\" }";
+                self.mistake(&[&tls_key, &key], text);
+            }
+            if !tls.verify {
+                let text = "takes any certificate: whoever is in between can read and answer";
+                self.warn(&[&tls_key], text);
+            }
+        }
+        if let Some(health) = &upstream.health
+            && health.timeout > health.interval
+        {
+            let text =
+                format!("is longer than interval; accepted: {} or less", duration_text(health.interval));
+            self.mistake(&[&format!("{path}.health.timeout"), &format!("{path}.health.interval")], text);
+        }
+    }
+
+    pub(super) fn servers(&mut self, key: &str, servers: &[&str], unix: bool) {
         if servers.is_empty() {
             self.mistake(&[key], "is empty; accepted: one \"HOST:PORT\" or more");
         }
         for (i, server) in servers.iter().enumerate() {
             let at = format!("{key}[{i}]");
-            if !is_host_port(server) {
-                self.mistake(&[&at], format!("{server:?} is not a server; accepted: \"HOST:PORT\", such as \"127.0.0.1:3000\", \"[::1]:3000\", \"app.local:3000\""));
+            let path = server.strip_prefix("unix:").filter(|_| unix);
+            if let Some(path) = path
+                && !is_socket_path(path)
+            {
+                self.mistake(
+                    &[&at],
+                    format!(
+                        "{server:?} is not a socket; accepted: \"unix:/path\", 107 bytes of path at most"
+                    ),
+                );
+            } else if path.is_none() && !is_host_port(server) {
+                let socket = if unix { ", \"unix:/run/app.sock\"" } else { "" };
+                self.mistake(&[&at], format!("{server:?} is not a server; accepted: \"HOST:PORT\", such as \"127.0.0.1:3000\", \"[::1]:3000\", \"app.local:3000\"{socket}"));
             } else if servers[..i].contains(server) {
                 self.mistake(&[&at], format!("{server:?} is listed twice; accepted: once"));
             }
@@ -110,6 +158,11 @@ fn is_host_port(text: &str) -> bool {
         let digits = port.bytes().all(|b| b.is_ascii_digit());
         is_host(host) && digits && port.parse::<u16>().is_ok_and(|port| port != 0)
     })
+}
+
+/// Absolute, and what fits into `sun_path`.
+fn is_socket_path(path: &str) -> bool {
+    path.starts_with('/') && path.len() <= 107 && !path.contains('\0')
 }
 
 pub(super) fn is_host(text: &str) -> bool {

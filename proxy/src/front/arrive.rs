@@ -6,9 +6,10 @@ use crate::admit::counts::{KeyPlace, Place};
 use crate::admit::gate;
 use crate::client::Client;
 use crate::snapshot::Snapshot;
+use crate::upstream::proxy_protocol::Ends;
 use http::HeaderMap;
 use http::header::{FORWARDED, HeaderValue};
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 use tokio::time::timeout;
 use weir_conf::proxy::{ForwardedHeader, ProxyProtocol};
@@ -23,6 +24,8 @@ const PROXY_TIMEOUT: Duration = Duration::from_secs(3);
 /// One request's origin.
 pub struct From {
     pub client: IpAddr,
+    /// For servers that ask for the PROXY protocol.
+    pub ends: Ends,
     pub conn: ConnId,
     /// The peer is trusted: it spoke for the client.
     pub trusted: bool,
@@ -45,8 +48,8 @@ pub type Permit = (Places, OfRequest, Busy);
 pub async fn named_peer(
     snapshot: &Snapshot,
     client: &mut Client,
-    peer: IpAddr,
-) -> Result<Option<IpAddr>, &'static str> {
+    peer: SocketAddr,
+) -> Result<Option<SocketAddr>, &'static str> {
     let required = match snapshot.conf.proxy_protocol {
         ProxyProtocol::Off => return Ok(Some(peer)),
         ProxyProtocol::Optional => false,
@@ -64,7 +67,7 @@ pub async fn named_peer(
             match proxy_protocol::parse(&client.ahead) {
                 Parsed::Whole { length, client: named } => {
                     let _taken_off = client.ahead.split_to(length);
-                    return Ok(Some(named.map_or(peer, |named| named.to_canonical())));
+                    return Ok(Some(named.unwrap_or(peer)));
                 }
                 Parsed::Absent if !required => return Ok(Some(peer)),
                 Parsed::Absent => return Err("no header of the PROXY protocol"),
@@ -111,7 +114,8 @@ pub async fn read_head(snapshot: &Snapshot, client: &mut Client) -> Result<Optio
 }
 
 /// Whose request it is. Of a trusted peer's `Forwarded` only what was believed stays.
-pub fn origin(snapshot: &Snapshot, peer: IpAddr, headers: &mut HeaderMap) -> From {
+pub fn origin(snapshot: &Snapshot, ends: Ends, headers: &mut HeaderMap) -> From {
+    let peer = ends.client.ip().to_canonical();
     let trusted = snapshot.trusted.contains(peer);
     let named = headers.get(REQUEST_ID).filter(|_| trusted);
     let conn = named.and_then(|v| v.to_str().ok()).and_then(ConnId::parse);
@@ -119,7 +123,13 @@ pub fn origin(snapshot: &Snapshot, peer: IpAddr, headers: &mut HeaderMap) -> Fro
     if trusted {
         pass_on(&told, headers);
     }
-    From { client: told.client, conn: conn.unwrap_or_else(|| ConnId::from_random(rand::random())), trusted }
+    let port = if told.client == peer { ends.client.port() } else { 0 };
+    From {
+        client: told.client,
+        ends: Ends { client: SocketAddr::new(told.client, port), ..ends },
+        conn: conn.unwrap_or_else(|| ConnId::from_random(rand::random())),
+        trusted,
+    }
 }
 
 /// `X-Forwarded-For` is written anew for every request; `Forwarded` where it was there, and says the same.

@@ -1,7 +1,8 @@
 //! The header of the PROXY protocol, versions 1 and 2, at the beginning of a connection: whose it
 //! is. Pure. (The HAProxy project's `proxy-protocol.txt`, 2.1 and 2.2.)
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::str::FromStr;
 
 /// Version 1, its line end included.
 const V1_MAX: usize = 107;
@@ -19,7 +20,7 @@ pub enum Parsed {
     Absent,
     /// It ends after `length`. `client` is `None` where the peer speaks for itself (a health check), or
     /// for somebody without an IP address.
-    Whole { length: usize, client: Option<IpAddr> },
+    Whole { length: usize, client: Option<SocketAddr> },
     /// It begins as one and is none.
     Bad(&'static str),
 }
@@ -44,15 +45,11 @@ fn v1(bytes: &[u8]) -> Parsed {
     let Ok(line) = std::str::from_utf8(&seen[V1_START.len()..end]) else { return Parsed::Bad("no ASCII") };
     let length = end + 2;
     let words: Vec<&str> = line.split(' ').collect();
-    let client: Option<IpAddr> = match words[..] {
+    let client: Option<SocketAddr> = match words[..] {
         // Whatever follows is to be ignored.
         ["UNKNOWN", ..] => return Parsed::Whole { length, client: None },
-        ["TCP4", from, to, from_port, to_port] if are_ports(from_port, to_port) => {
-            to.parse::<Ipv4Addr>().ok().and(from.parse::<Ipv4Addr>().ok()).map(IpAddr::V4)
-        }
-        ["TCP6", from, to, from_port, to_port] if are_ports(from_port, to_port) => {
-            to.parse::<Ipv6Addr>().ok().and(from.parse::<Ipv6Addr>().ok()).map(IpAddr::V6)
-        }
+        ["TCP4", from, to, from_port, to_port] => ends::<Ipv4Addr>(from, to, from_port, to_port),
+        ["TCP6", from, to, from_port, to_port] => ends::<Ipv6Addr>(from, to, from_port, to_port),
         _ => None,
     };
     match client {
@@ -61,9 +58,16 @@ fn v1(bytes: &[u8]) -> Parsed {
     }
 }
 
-fn are_ports(a: &str, b: &str) -> bool {
-    let is_port = |text: &str| text.bytes().all(|b| b.is_ascii_digit()) && text.parse::<u16>().is_ok();
-    is_port(a) && is_port(b)
+/// The first end, if both are sound.
+fn ends<A: FromStr + Into<IpAddr>>(
+    from: &str,
+    to: &str,
+    from_port: &str,
+    to_port: &str,
+) -> Option<SocketAddr> {
+    let port = |text: &str| text.parse::<u16>().ok().filter(|_| text.bytes().all(|b| b.is_ascii_digit()));
+    let (from, _to) = (from.parse::<A>().ok()?, to.parse::<A>().ok()?);
+    port(to_port).and(port(from_port)).map(|port| SocketAddr::new(from.into(), port))
 }
 
 fn v2(bytes: &[u8]) -> Parsed {
@@ -87,9 +91,13 @@ fn v2(bytes: &[u8]) -> Parsed {
         return Parsed::Bad("shorter than its addresses");
     }
     let Some(addresses) = bytes.get(V2_FIXED..length) else { return Parsed::Partial };
+    let end = |ip: Option<IpAddr>, port: usize| {
+        let port = addresses.get(port..)?.first_chunk::<2>().map(|bytes| u16::from_be_bytes(*bytes))?;
+        Some(SocketAddr::new(ip?, port))
+    };
     let client = match (command, bytes[13]) {
-        (1, 0x11) => addresses.first_chunk::<4>().map(|octets| IpAddr::from(*octets)),
-        (1, 0x21) => addresses.first_chunk::<16>().map(|octets| IpAddr::from(*octets)),
+        (1, 0x11) => end(addresses.first_chunk::<4>().map(|octets| IpAddr::from(*octets)), 8),
+        (1, 0x21) => end(addresses.first_chunk::<16>().map(|octets| IpAddr::from(*octets)), 32),
         _ => None,
     };
     Parsed::Whole { length, client }
@@ -113,7 +121,8 @@ mod tests {
 
     fn v6(from: &str) -> Vec<u8> {
         let mut rest = from.parse::<Ipv6Addr>().unwrap().octets().to_vec();
-        rest.extend([0; 20]);
+        rest.extend([0; 16]);
+        rest.extend([1, 2, 0, 0]);
         rest
     }
 
@@ -121,18 +130,18 @@ mod tests {
         let none = |length| Parsed::Whole { length, client: None };
         let four = [192, 0, 2, 1, 198, 51, 100, 1, 0xdc, 4, 1, 0xbb];
         vec![
-            (b"PROXY TCP4 192.0.2.1 198.51.100.1 56324 443\r\n".to_vec(), whole(45, "192.0.2.1")),
-            (b"PROXY TCP6 2001:db8::1 ::1 1 65535\r\n".to_vec(), whole(36, "2001:db8::1")),
+            (b"PROXY TCP4 192.0.2.1 198.51.100.1 56324 443\r\n".to_vec(), whole(45, "192.0.2.1:56324")),
+            (b"PROXY TCP6 2001:db8::1 ::1 1 65535\r\n".to_vec(), whole(36, "[2001:db8::1]:1")),
             (b"PROXY UNKNOWN\r\n".to_vec(), none(15)),
             (b"PROXY UNKNOWN ffff::1 ffff::2 1 2\r\n".to_vec(), none(35)),
-            (header(0x21, 0x11, 12, &four), whole(28, "192.0.2.1")),
-            (header(0x21, 0x11, 15, &[&four[..], &[4, 0, 0]].concat()), whole(31, "192.0.2.1")),
-            (header(0x21, 0x21, 36, &v6("2001:db8::1")), whole(52, "2001:db8::1")),
+            (header(0x21, 0x11, 12, &four), whole(28, "192.0.2.1:56324")),
+            (header(0x21, 0x11, 15, &[&four[..], &[4, 0, 0]].concat()), whole(31, "192.0.2.1:56324")),
+            (header(0x21, 0x21, 36, &v6("2001:db8::1")), whole(52, "[2001:db8::1]:258")),
             (header(0x20, 0x00, 0, &[]), none(16)),
             (header(0x20, 0x11, 12, &four), none(28)),
             (header(0x21, 0x00, 3, &[4, 0, 0]), none(19)),
             (header(0x21, 0x31, 216, &[b'x'; 216]), none(232)),
-            (header(0x21, 0x11, 4080, &[&four[..], &[0; 4068]].concat()), whole(4096, "192.0.2.1")),
+            (header(0x21, 0x11, 4080, &[&four[..], &[0; 4068]].concat()), whole(4096, "192.0.2.1:56324")),
         ]
     }
 

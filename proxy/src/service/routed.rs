@@ -17,7 +17,7 @@ use crate::route::sticky::{Known, Pick};
 use crate::route::{Action, Asked, Route, Target, path};
 use crate::snapshot::Snapshot;
 use crate::tunnel::greet::{self, Greeted};
-use crate::tunnel::{self, Held, Tunnel};
+use crate::tunnel::{Held, Tunnel};
 use http::request::Parts;
 use pingora_core::apps::HttpServerApp;
 use pingora_core::protocols::http::ServerSession;
@@ -96,10 +96,10 @@ impl Service {
         if websocket {
             return self.handshake(snapshot, (route, target), pick, asking, admitted).await;
         }
+        let plan = upstream.plan(&pick.key, pick.prefer.as_deref()).on_behalf_of(asking.from.ends);
         let Asking { client, places, own_address, busy: _until_answered, head, access, wants_close, .. } =
             asking;
         let held = (own_address, admitted.held);
-        let plan = upstream.plan(&pick.key, pick.prefer.as_deref());
         let passage = Passage { plan, access, route: route.clone(), issue: pick.issue };
         self.plain(client, (places, held), head, passage, wants_close, shutdown).await
     }
@@ -120,16 +120,19 @@ impl Service {
             }
             Target::Upstream(upstream) => upstream,
         };
-        let mut plan = upstream.plan(&pick.key, pick.prefer.as_deref());
-        let Asking { client, places, own_address, busy, head, mut access, .. } = asking;
-        let greeted = greet::greet(&mut plan, &head.parts, route.deadlines, &mut access).await;
+        let mut plan = upstream.plan(&pick.key, pick.prefer.as_deref()).on_behalf_of(asking.from.ends);
+        let Asking { mut client, places, own_address, busy, head, mut access, .. } = asking;
+        let deadlines = route.deadlines;
+        let mut greeted = greet::greet(&mut plan, &head.parts, deadlines, &mut access, client.gone()).await;
         drop(admitted.handshake);
-        if let Greeted::Accepted(_, server, _) = &greeted {
-            let _unsupported_matters_not = tunnel::watch_peer(server, &snapshot.conf);
+        let mut at_server = None;
+        if let Greeted::Accepted(_, server, _, permit) = &mut greeted {
+            at_server = permit.take();
+            let _unsupported_matters_not = server.watch_peer(&snapshot.conf);
         }
         let permit: Permit = (places, (own_address, admitted.held), busy);
         let until = admitted.proof.and_then(|proof| proof.close_at).map(Into::into);
-        let held = Held { access, conf: route.tunnel.clone(), until, _permit: permit };
+        let held = Held { access, conf: route.tunnel.clone(), until, _permit: (permit, at_server) };
         self.tunnel(client, greeted, route, pick.issue, held).await
     }
 
@@ -165,6 +168,11 @@ impl Service {
                 self.outcome(&held.access, cause);
                 self.answer(client, &held.access, status, retry_after, cause).await
             }
+            Greeted::ClientGone => {
+                self.outcome(&held.access, "client_gone");
+                held.access.log("websocket", End { status: 0, bytes: None, cause: "client_gone" });
+                Next::Done
+            }
             Greeted::Refused(mut response) => {
                 self.outcome(&held.access, "refused_by_server");
                 let status = response.status().as_u16();
@@ -174,7 +182,7 @@ impl Service {
                 held.access.log("websocket", End { status, bytes: None, cause: "refused_by_server" });
                 Next::Done
             }
-            Greeted::Accepted(mut headers, server, from_server) => {
+            Greeted::Accepted(mut headers, server, from_server, _) => {
                 let (mut tcp, from_client) = client.into_parts();
                 forward::rewrite_response(&mut headers);
                 dress(&mut headers, route, issue, &held.access);
@@ -183,8 +191,8 @@ impl Service {
                 forward::write_headers(&headers, &mut out);
                 out.extend_from_slice(b"\r\n");
                 // Before the client knows: whoever sends all tunnels away from here on sends this one, too.
-                let name = held.access.server.map(|server| server.to_string()).unwrap_or_default();
-                let seat = self.open.enter(held.access.upstream.clone().unwrap_or_default(), name.into());
+                let text = |name: &Option<Arc<str>>| name.clone().unwrap_or_default();
+                let seat = self.open.enter(text(&held.access.upstream), text(&held.access.server));
                 if answer::write(&mut tcp, &out).await.is_err() {
                     self.outcome(&held.access, "client_gone");
                     held.access.log("websocket", End { status: 0, bytes: None, cause: "client_gone" });
@@ -268,8 +276,8 @@ fn dress(headers: &mut http::HeaderMap, route: &Route, issue: Option<Issue>, acc
     if !route.response_headers.is_empty() {
         route.response_headers.apply(headers, &access.vars());
     }
-    if let (Some(issue), Some(server)) = (issue, access.server)
-        && let Some(cookie) = issue.set_cookie(&server.to_string(), SystemTime::now())
+    if let (Some(issue), Some(server)) = (issue, &access.server)
+        && let Some(cookie) = issue.set_cookie(server, SystemTime::now())
     {
         headers.append(http::header::SET_COOKIE, cookie);
     }

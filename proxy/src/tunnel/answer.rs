@@ -58,6 +58,20 @@ pub async fn read<S: AsyncRead + Unpin>(server: &mut S) -> Result<Answer, ReadEr
     }
 }
 
+/// The status alone, of an answer that is not to be passed on. The caller sets the deadline.
+pub async fn status<S: AsyncRead + Unpin>(server: &mut S) -> Result<u16, ReadError> {
+    let mut bytes = BytesMut::with_capacity(2048);
+    loop {
+        fill(server, &mut bytes, MAX_HEAD).await?;
+        while let Some((status, _, length)) = parse(&bytes)? {
+            if !status.is_informational() || status == StatusCode::SWITCHING_PROTOCOLS {
+                return Ok(status.as_u16());
+            }
+            let _head = bytes.split_to(length);
+        }
+    }
+}
+
 /// Status, upgrade and the accept value of this very key (RFC 6455, 4.1).
 pub fn is_valid_switch(headers: &HeaderMap, accept: &str) -> bool {
     let upgraded = {

@@ -8,7 +8,7 @@ use super::answer::{self, Answer, ReadError};
 use crate::access::Access;
 use crate::forward;
 use crate::front::upgrade::accept_for;
-use crate::upstream::health::{Attempt, blame};
+use crate::upstream::attempt::{Attempt, Permit, blame};
 use crate::upstream::{Exhausted, Plan, ServerStream};
 use bytes::Bytes;
 use http::Response;
@@ -20,12 +20,18 @@ use tokio::time::timeout;
 
 /// How a server took a handshake.
 pub enum Greeted {
-    /// It switched: the headers of its answer, its socket, and what it sent right after.
-    Accepted(http::HeaderMap, ServerStream, Bytes),
+    /// It switched: the headers of its answer, its socket, what it sent right after, and the tunnel's
+    /// place at the server.
+    Accepted(http::HeaderMap, ServerStream, Bytes, Option<Permit>),
     /// It gave an ordinary answer, to be passed on.
     Refused(Response<Bytes>),
     /// There is no answer; what to tell the client, and why.
-    Failed { status: u16, retry_after: Option<Duration>, cause: &'static str },
+    Failed {
+        status: u16,
+        retry_after: Option<Duration>,
+        cause: &'static str,
+    },
+    ClientGone,
 }
 
 /// Deadlines of a handshake with a server.
@@ -35,20 +41,35 @@ pub struct Deadlines {
     pub handshake: Duration,
 }
 
-/// Asks the servers of the plan, one after the other, until one can be reached.
-pub async fn greet(plan: &mut Plan, head: &Parts, deadlines: Deadlines, access: &mut Access) -> Greeted {
+/// Asks the servers of the plan, one after the other, until one can be reached. A client that leaves
+/// meanwhile is not waited for, and holds no place in a queue.
+pub async fn greet(
+    plan: &mut Plan,
+    head: &Parts,
+    deadlines: Deadlines,
+    access: &mut Access,
+    client_gone: impl Future<Output = ()>,
+) -> Greeted {
+    tokio::select! {
+        biased;
+        greeted = ask(plan, head, deadlines, access) => greeted,
+        () = client_gone => Greeted::ClientGone,
+    }
+}
+
+async fn ask(plan: &mut Plan, head: &Parts, deadlines: Deadlines, access: &mut Access) -> Greeted {
     loop {
-        let mut attempt = match plan.next(Instant::now()) {
+        let mut attempt = match plan.next().await {
             Ok(attempt) => attempt,
             Err(exhausted) => return unavailable(exhausted),
         };
-        access.server = Some(attempt.name());
+        access.server = Some(attempt.name().clone());
         match attempt.connect(deadlines.connect).await {
             Ok(server) => return handshake(server, attempt, head, deadlines.handshake).await,
             Err(error) => match blame(&error) {
                 Some(cause) => attempt.fail(Instant::now(), cause),
                 None => {
-                    attempt.give_up(Instant::now());
+                    attempt.give_up();
                     tracing::error!(%error, "cannot connect to any server: out of sockets or ports");
                     return Greeted::Failed {
                         status: 503,
@@ -61,9 +82,8 @@ pub async fn greet(plan: &mut Plan, head: &Parts, deadlines: Deadlines, access: 
     }
 }
 
-fn unavailable(exhausted: Exhausted) -> Greeted {
-    let cause = if exhausted.tried { "unreachable" } else { "breakers_open" };
-    Greeted::Failed { status: 503, retry_after: Some(exhausted.retry_after), cause }
+fn unavailable(Exhausted { retry_after, cause }: Exhausted) -> Greeted {
+    Greeted::Failed { status: 503, retry_after: Some(retry_after), cause }
 }
 
 /// Sends the request and judges the answer. Not tried again elsewhere: the server may have acted.
@@ -74,11 +94,11 @@ async fn handshake(
     deadline: Duration,
 ) -> Greeted {
     let failed = |status, cause| Greeted::Failed { status, retry_after: None, cause };
-    let _ = server.set_nodelay(true);
     let exchange = async {
         let mut request = Vec::with_capacity(1024);
-        forward::write_request_to(attempt.name(), head, &mut request);
+        forward::write_request_to(attempt.server().entry.authority(), head, &mut request);
         server.write_all(&request).await.map_err(|_| ReadError::Closed)?;
+        server.flush().await.map_err(|_| ReadError::Closed)?;
         answer::read(&mut server).await
     };
     let answer = match timeout(deadline, exchange).await {
@@ -88,9 +108,12 @@ async fn handshake(
         }
         Ok(answer) => answer,
     };
-    // It is there and it talks. That an app closes on, or answers oddly to, what one client
-    // asks for must not take the server from everybody else.
-    attempt.succeed();
+    let status = match &answer {
+        Ok(Answer::Switch { .. }) => Some(101),
+        Ok(Answer::Plain(response)) => Some(response.status().as_u16()),
+        Err(_) => None,
+    };
+    attempt.answered(Instant::now(), status);
     match answer {
         Err(ReadError::Closed) => failed(502, "server_closed"),
         Err(ReadError::Malformed) => failed(502, "malformed_answer"),
@@ -98,7 +121,7 @@ async fn handshake(
         Ok(Answer::Switch { headers, rest }) => {
             let key = head.headers.get(SEC_WEBSOCKET_KEY).map(|key| accept_for(key.as_bytes()));
             match key.is_some_and(|accept| answer::is_valid_switch(&headers, &accept)) {
-                true => Greeted::Accepted(headers, server, rest),
+                true => Greeted::Accepted(headers, server, rest, attempt.into_permit()),
                 false => failed(502, "false_switch"),
             }
         }

@@ -66,11 +66,14 @@ pub enum Flow {
 impl Way {
     /// `ahead` was read before, and is judged and passed on first.
     pub fn new(sender: Sender, ahead: Bytes) -> Way {
+        // A copy, even of nothing: these bytes may be the end of a buffer of some KiB, which would live
+        // as long as the tunnel.
+        let kept = ahead.to_vec();
         Way {
             scanner: Scanner::new(sender),
             spill: Bytes::new(),
-            again: !ahead.is_empty(),
-            kept: ahead.into(),
+            again: !kept.is_empty(),
+            kept,
             state: State::Open,
             bytes: 0,
         }
@@ -262,6 +265,12 @@ impl Way {
     /// Something waits to be written.
     pub fn is_stuck(&self) -> bool {
         !self.spill.is_empty()
+    }
+
+    /// Memory besides itself.
+    #[cfg(test)]
+    pub fn held(&self) -> usize {
+        self.kept.capacity() + self.spill.len()
     }
 
     pub fn bytes(&self) -> u64 {

@@ -41,8 +41,7 @@ pub fn front_with(servers: &[SocketAddr], node: Option<LocalNode>, change: impl 
     conf.upstream.clear();
     let to = if servers.is_empty() { "node" } else { "app" };
     if !servers.is_empty() {
-        let servers = servers.iter().map(ToString::to_string).collect();
-        conf.upstream.insert("app".into(), Upstream { servers });
+        conf.upstream.insert("app".into(), Upstream::of(servers.iter().map(ToString::to_string)));
     }
     conf.route = vec![Route { host: vec!["a".into()], ..Route::to(to) }];
     change(&mut conf);

@@ -15,7 +15,7 @@ use tokio::sync::mpsc::Sender;
 use tokio::time::{sleep, timeout};
 use weir_conf::node::Node;
 use weir_core::backoff::Backoff;
-use weir_core::breaker::{Breaker, Settings, Verdict};
+use weir_core::breaker::{Breaker, Settings};
 use weir_core::drain::Drain;
 use weir_wire::codec::MAX_FRAME;
 use weir_wire::peer::{
@@ -26,9 +26,11 @@ const CONNECT_DEADLINE: Duration = Duration::from_secs(2);
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
 const BREAKER: Settings = Settings {
     failures: 3,
+    ratio: None,
     open_for: Duration::from_secs(1),
     open_max: Duration::from_secs(5),
     probe_timeout: Duration::from_secs(5),
+    probes: 1,
 };
 
 /// A broker that proved itself as far as it has to.
@@ -111,10 +113,10 @@ impl Connector {
             for _ in 0..self.targets.len() {
                 let at = self.next % self.targets.len();
                 let (address, breaker) = &mut self.targets[at];
-                if !matches!(breaker.allow(Instant::now()), Verdict::Refuse(_)) {
+                if let Ok(by) = breaker.allow(Instant::now()).leave() {
                     match connect(address, shared, conf).await {
                         Ok(proven) => {
-                            breaker.success();
+                            breaker.success(Instant::now(), by);
                             tracing::info!(node = %shared.node, name = shared.name, address, "linked to the broker");
                             self.linked = Some(Instant::now());
                             self.last_error.clear();
@@ -122,7 +124,7 @@ impl Connector {
                             return proven;
                         }
                         Err(error) => {
-                            breaker.failure(Instant::now());
+                            breaker.failure(Instant::now(), by);
                             let address = address.clone();
                             self.failed(shared, &address, &error);
                         }

@@ -1,0 +1,86 @@
+//! How many connects may be tried again: a share of all requests, so that retries never multiply an
+//! outage, and a few in any case, so that a quiet upstream has them too. Pure.
+
+use std::time::{Duration, Instant};
+
+/// Requests and retries are counted over this.
+const WINDOW: Duration = Duration::from_secs(10);
+const SLICES: usize = 10;
+/// Retries that are always allowed, per second.
+const MINIMUM: f64 = 3.0;
+
+#[derive(Debug, Default)]
+pub struct Budget {
+    /// Requests and retries, by slice of the window.
+    slices: [(u32, u32); SLICES],
+    at: usize,
+    since: Option<Instant>,
+}
+
+impl Budget {
+    pub fn request(&mut self, now: Instant) {
+        self.turn(now);
+        self.slices[self.at].0 += 1;
+    }
+
+    /// Whether one more may be tried again; if so, it is counted.
+    pub fn retry(&mut self, now: Instant, share: f64) -> bool {
+        self.turn(now);
+        let (requests, retries) = self.slices.iter().fold((0u64, 0u64), |(requests, retries), slice| {
+            (requests + u64::from(slice.0), retries + u64::from(slice.1))
+        });
+        let allowed = (requests as f64 * share).max(MINIMUM * WINDOW.as_secs_f64());
+        if retries as f64 + 1.0 > allowed {
+            return false;
+        }
+        self.slices[self.at].1 += 1;
+        true
+    }
+
+    fn turn(&mut self, now: Instant) {
+        let slice = WINDOW / SLICES as u32;
+        let mut since = *self.since.get_or_insert(now);
+        for _ in 0..SLICES {
+            if now < since + slice {
+                break;
+            }
+            since += slice;
+            self.at = (self.at + 1) % SLICES;
+            self.slices[self.at] = (0, 0);
+        }
+        // After a long silence all slices are empty, and the clock starts anew.
+        self.since = Some(if now < since + slice { since } else { now });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn retries_are_a_share_and_a_few_in_any_case() {
+        let (mut budget, t0) = (Budget::default(), Instant::now());
+        let granted = |budget: &mut Budget, now| (0..10_000).filter(|_| budget.retry(now, 0.2)).count();
+        assert_eq!(granted(&mut budget, t0), 30, "3/s over 10 s");
+        (0..1_000).for_each(|_| budget.request(t0));
+        assert_eq!(granted(&mut budget, t0), 170, "a fifth of 1000, less those before");
+        assert_eq!(granted(&mut budget, t0 + Duration::from_secs(5)), 0);
+        assert_eq!(granted(&mut budget, t0 + Duration::from_secs(10)), 30, "the window has passed");
+        assert_eq!(granted(&mut budget, t0 + Duration::from_secs(3600)), 30, "after a silence, too");
+    }
+
+    #[test]
+    fn an_outage_is_not_multiplied() {
+        // Every connect fails, each client would try three servers, for a minute.
+        let (mut budget, t0) = (Budget::default(), Instant::now());
+        let mut connects = 0;
+        for ms in 0..60_000 {
+            let now = t0 + Duration::from_millis(ms);
+            budget.request(now);
+            connects += 1;
+            connects += (0..2).take_while(|_| budget.retry(now, 0.2)).count();
+        }
+        assert!((72_000..72_100).contains(&connects) || connects <= 72_000, "{connects} for 60000 clients");
+        assert!(connects > 69_000, "{connects}");
+    }
+}

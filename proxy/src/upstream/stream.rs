@@ -1,0 +1,214 @@
+//! A connection to a server, whatever it goes over.
+
+use crate::tunnel;
+use std::io::{self, IoSlice};
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpStream, UnixStream};
+use tokio_rustls::client::TlsStream;
+
+#[derive(Debug)]
+pub enum ServerStream {
+    Tcp(TcpStream),
+    Unix(UnixStream),
+    /// Boxed, so that tunnels without TLS do not pay for its size.
+    Tls(Box<Tls>),
+}
+
+/// TLS, with what it owes to its socket.
+#[derive(Debug)]
+pub struct Tls {
+    stream: TlsStream<Socket>,
+    /// Records are written that the socket has not taken yet.
+    owes: bool,
+}
+
+/// What TLS runs over.
+#[derive(Debug)]
+pub enum Socket {
+    Tcp(TcpStream),
+    Unix(UnixStream),
+}
+
+impl From<Socket> for ServerStream {
+    fn from(socket: Socket) -> ServerStream {
+        match socket {
+            Socket::Tcp(tcp) => ServerStream::Tcp(tcp),
+            Socket::Unix(unix) => ServerStream::Unix(unix),
+        }
+    }
+}
+
+impl From<TlsStream<Socket>> for ServerStream {
+    fn from(stream: TlsStream<Socket>) -> ServerStream {
+        ServerStream::Tls(Box::new(Tls { stream, owes: false }))
+    }
+}
+
+impl ServerStream {
+    /// Lets the kernel notice a server that vanished without a word.
+    pub fn watch_peer(&self, conf: &weir_conf::proxy::Proxy) -> io::Result<()> {
+        let tcp = match self {
+            ServerStream::Tcp(tcp) => tcp,
+            ServerStream::Tls(tls) => match tls.stream.get_ref().0 {
+                Socket::Tcp(tcp) => tcp,
+                Socket::Unix(_) => return Ok(()),
+            },
+            ServerStream::Unix(_) => return Ok(()),
+        };
+        tunnel::watch_peer(tcp, conf)
+    }
+}
+
+macro_rules! each {
+    ($this:expr, $stream:ident => $call:expr) => {
+        match &mut *$this {
+            Self::Tcp($stream) => $call,
+            Self::Unix($stream) => $call,
+            Self::Tls($stream) => $call,
+        }
+    };
+}
+
+impl AsyncRead for ServerStream {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        each!(self, stream => Pin::new(stream).poll_read(cx, buf))
+    }
+}
+
+impl AsyncWrite for ServerStream {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
+        each!(self, stream => Pin::new(stream).poll_write(cx, data))
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        data: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        each!(self, stream => Pin::new(stream).poll_write_vectored(cx, data))
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        each!(self, stream => Pin::new(stream).poll_flush(cx))
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        each!(self, stream => Pin::new(stream).poll_shutdown(cx))
+    }
+}
+
+/// The relay does not flush, since plain sockets hold nothing back; so each write here is followed by
+/// a flush, and one that could not be finished goes on with the next poll, whichever it is.
+impl Tls {
+    fn pay(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
+        if self.owes
+            && let Poll::Ready(paid) = Pin::new(&mut self.stream).poll_flush(cx)
+        {
+            paid?;
+            self.owes = false;
+        }
+        Ok(())
+    }
+}
+
+impl AsyncRead for Tls {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        self.pay(cx)?;
+        match Pin::new(&mut self.stream).poll_read(cx, buf) {
+            // A server that ends without close_notify: the tunnel's own framing says whether that is an end.
+            Poll::Ready(Err(error)) if error.kind() == io::ErrorKind::UnexpectedEof => Poll::Ready(Ok(())),
+            polled => polled,
+        }
+    }
+}
+
+impl AsyncWrite for Tls {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.stream).poll_write(cx, data);
+        if written.is_ready() {
+            self.owes = true;
+            self.pay(cx)?;
+        }
+        written
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        data: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.stream).poll_write_vectored(cx, data);
+        if written.is_ready() {
+            self.owes = true;
+            self.pay(cx)?;
+        }
+        written
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
+macro_rules! both {
+    ($this:expr, $stream:ident => $call:expr) => {
+        match &mut *$this {
+            Socket::Tcp($stream) => $call,
+            Socket::Unix($stream) => $call,
+        }
+    };
+}
+
+impl AsyncRead for Socket {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        both!(self, stream => Pin::new(stream).poll_read(cx, buf))
+    }
+}
+
+impl AsyncWrite for Socket {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
+        both!(self, stream => Pin::new(stream).poll_write(cx, data))
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        data: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        both!(self, stream => Pin::new(stream).poll_write_vectored(cx, data))
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        both!(self, stream => Pin::new(stream).poll_flush(cx))
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        both!(self, stream => Pin::new(stream).poll_shutdown(cx))
+    }
+}
