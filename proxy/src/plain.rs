@@ -214,7 +214,7 @@ impl ProxyHttp for Plain {
             route.response_headers.apply(response, &access.vars());
         }
         if let (Some(issue), Some(attempt)) = (issue, &ctx.attempt)
-            && let Some(cookie) = issue.set_cookie(&attempt.name(), SystemTime::now())
+            && let Some(cookie) = issue.set_cookie(attempt.name(), SystemTime::now())
         {
             response.append_header(SET_COOKIE, cookie)?;
         }
