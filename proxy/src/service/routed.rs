@@ -190,7 +190,7 @@ impl Service {
                 let mut out = answer::status_line(http::StatusCode::SWITCHING_PROTOCOLS);
                 forward::write_headers(&headers, &mut out);
                 out.extend_from_slice(b"\r\n");
-                // Before the client knows: whoever sends all tunnels away from here on sends this one, too.
+                // Before the client knows of it: whoever drains from then on finds this tunnel.
                 let text = |name: &Option<Arc<str>>| name.clone().unwrap_or_default();
                 let seat = self.open.enter(text(&held.access.upstream), text(&held.access.server));
                 if answer::write(&mut tcp, &out).await.is_err() {
