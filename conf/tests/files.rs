@@ -244,6 +244,7 @@ sticky = { by = "path", capture = "room" }
 connect_timeout = "2s"
 handshake_timeout = "3s"
 read_timeout = "4s"
+write_timeout = "5s"
 max_body_size = "1MiB"
 access_log = false
 [proxy.route.request_headers]

@@ -63,7 +63,7 @@ impl ProxyHttp for Plain {
         Ctx { passage, attempt: None, single: false, exhausted: None, sent: 0 }
     }
 
-    async fn upstream_peer(&self, _: &mut Session, ctx: &mut Ctx) -> Result<Box<HttpPeer>> {
+    async fn upstream_peer(&self, session: &mut Session, ctx: &mut Ctx) -> Result<Box<HttpPeer>> {
         let Some(Passage { plan, access, route, .. }) = &mut ctx.passage else {
             return Err(Error::new_in(ErrorType::HTTPStatus(500)));
         };
@@ -74,6 +74,8 @@ impl ProxyHttp for Plain {
             Ok(attempt) => {
                 let (mut peer, single) = l4::peer(&attempt, route.deadlines.connect)?;
                 peer.options.read_timeout = Some(route.read_timeout);
+                peer.options.write_timeout = Some(route.write_timeout);
+                session.set_write_timeout(Some(route.write_timeout));
                 access.server = Some(attempt.name().clone());
                 (ctx.attempt, ctx.single) = (Some(attempt), single);
                 Ok(peer)

@@ -11,6 +11,7 @@ pub mod frames;
 pub mod greet;
 pub mod leave;
 pub mod limits;
+pub mod presence;
 pub mod register;
 pub mod relay;
 pub mod watch;
@@ -23,6 +24,7 @@ use bytes::Bytes;
 use frames::Sender;
 use leave::{Codes, GOING_AWAY, Leaving, Manner, POLICY, PROTOCOL_ERROR, SERVICE_RESTART, TOO_BIG};
 use limits::{Guard, Verdict};
+use presence::{Peer, Presence};
 use register::{Seat, Told};
 use relay::{Flow, Way, with_scratch};
 use std::future::Future;
@@ -159,8 +161,8 @@ impl From<Why> for Cause {
 
 impl<C, S> Tunnel<C, S>
 where
-    C: AsyncRead + AsyncWrite + Unpin,
-    S: AsyncRead + AsyncWrite + Unpin,
+    C: AsyncRead + AsyncWrite + Unpin + Peer,
+    S: AsyncRead + AsyncWrite + Unpin + Peer,
 {
     /// What was read ahead from each side is passed on first.
     pub fn new(client: (C, Bytes), server: (S, Bytes), seat: Seat, held: Held) -> Tunnel<C, S> {
@@ -226,7 +228,7 @@ where
             self.timer =
                 Some(Box::new(Timer { sleep: Box::pin(tokio::time::sleep_until(now)), watch, look: now }));
         }
-        let seen = self.seen();
+        let mut seen = self.seen();
         let Some(timer) = &mut self.timer else { return Poll::Pending };
         loop {
             let until = resume.map_or(timer.look, |when| when.min(timer.look));
@@ -242,6 +244,15 @@ where
                 cx.waker().wake_by_ref();
                 return Poll::Pending;
             }
+            // While it is read, its end is found by reading.
+            if (self.up.is_stuck() || resume.is_some()) && self.down.is_open() {
+                match self.client.presence() {
+                    Presence::There => {}
+                    Presence::Ended => seen.client_left = true,
+                    Presence::Gone => return Poll::Ready(Cause::ClientError),
+                }
+            }
+            seen.server_left = self.down.is_stuck() && self.server.presence() == Presence::Gone;
             match timer.watch.look(conf, seen, now) {
                 Look::End(why) => return Poll::Ready(why.into()),
                 Look::Again(at) => timer.look = at,
@@ -257,7 +268,7 @@ where
                         cx.waker().wake_by_ref();
                     }
                 }
-                Look::Rest if resume.is_some() => timer.look = now + conf.write_timeout,
+                Look::Rest if resume.is_some() => timer.look = now + watch::STUCK_LOOK,
                 Look::Rest => {
                     self.timer = None;
                     return Poll::Pending;
@@ -274,6 +285,7 @@ where
             server_takes: self.up.is_stuck().then(|| self.up.written()),
             client_takes: self.down.is_stuck().then(|| self.down.written()),
             half_closed: self.is_half_closed(),
+            ..Seen::default()
         }
     }
 
@@ -349,8 +361,8 @@ where
 
 impl<C, S> Future for Tunnel<C, S>
 where
-    C: AsyncRead + AsyncWrite + Unpin,
-    S: AsyncRead + AsyncWrite + Unpin,
+    C: AsyncRead + AsyncWrite + Unpin + Peer,
+    S: AsyncRead + AsyncWrite + Unpin + Peer,
 {
     type Output = ();
 
