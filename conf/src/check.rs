@@ -3,6 +3,7 @@
 //! A rule names every key it looked at. It is silent when one of them has a mistake of its own: what
 //! was meant there is not known.
 
+mod admission;
 mod listeners;
 mod node;
 mod proxy;
@@ -26,6 +27,8 @@ pub(crate) fn check(config: &Config, reader: &mut Reader<'_>, whole: &Place) {
         rules.upstreams();
         rules.routes();
         rules.tunnels();
+        rules.admission();
+        rules.tokens();
     }
     if config.roles.node {
         rules.node();

@@ -1,15 +1,19 @@
 //! `[proxy]`: tier 1.
 
+mod admission;
 mod route;
+mod token;
 mod tunnel;
 mod upstream;
 
 pub use crate::node::Drain;
+pub use admission::{Admission, ForwardedHeader, Gate, ProxyProtocol, RouteLimits};
 pub(crate) use route::is_token;
 pub use route::{
     Action, Affinity, Answer, HeaderEdits, HeaderMatch, HeaderTest, HeaderValues, HostHeader, Part, Pattern,
     Redirect, Rewrite, Route, SameSite, Secure, Sticky, Template, Var,
 };
+pub use token::{Algorithm, Token, TokenPlace};
 pub use tunnel::{Over, Tunnel, TunnelOverride};
 pub use upstream::{Balance, Check, Health, Server, Statuses, Tls, Upstream};
 
@@ -26,6 +30,14 @@ pub struct Proxy {
     pub threads: usize,
     /// Peers whose forwarded headers count.
     pub trusted: Vec<Cidr>,
+    /// Which of those counts.
+    pub forwarded_header: ForwardedHeader,
+    /// Of trusted peers.
+    pub proxy_protocol: ProxyProtocol,
+    /// Addresses that may come in; `[]`: all. Others get 403.
+    pub allow: Vec<Cidr>,
+    /// Goes over `allow`.
+    pub deny: Vec<Cidr>,
     /// Open client connections in this process; over it 503 with Retry-After. 0: no limit.
     pub max_connections: usize,
     /// Open client connections per address (IPv6: per `ipv6_prefix`); over it 503. 0: no limit.
@@ -66,7 +78,9 @@ pub struct Proxy {
     pub tcp_user_timeout: Duration,
     pub tunnel: Tunnel,
     pub drain: Drain,
+    pub admission: Admission,
     pub breaker: Breaker,
+    pub token: BTreeMap<String, Token>,
     /// Asked for servers' names; empty: those of the system.
     pub dns_servers: Vec<SocketAddr>,
     /// A name is looked up again when its answer expires, within these.
@@ -100,6 +114,10 @@ keys!(Proxy {
     listen,
     threads in 0..=1024,
     trusted,
+    forwarded_header,
+    proxy_protocol,
+    allow,
+    deny,
     max_connections,
     max_connections_per_ip,
     handshake_rate,
@@ -121,7 +139,9 @@ keys!(Proxy {
     tcp_user_timeout,
     tunnel,
     drain,
+    admission,
     breaker,
+    token,
     dns_servers,
     dns_min_ttl in TICK..,
     dns_max_ttl in TICK..,

@@ -254,7 +254,7 @@ fn secret_from_file(file: &str, item: &Item, path: &str, reader: &mut Reader<'_>
     if secret.is_empty() {
         return Err(format!("the file {file:?} is empty; {accepted}"));
     }
-    if readable_by_all(&about) {
+    if readable_by_all(&about) && !is_public(secret) {
         reader.warnings.push(crate::Mistake {
             place: item.place.clone(),
             key: path.to_owned(),
@@ -262,6 +262,13 @@ fn secret_from_file(file: &str, item: &Item, path: &str, reader: &mut Reader<'_>
         });
     }
     Ok(secret.to_owned())
+}
+
+/// Keys to verify with are read by the same keys of the conf as secrets.
+fn is_public(text: &str) -> bool {
+    ["-----BEGIN PUBLIC KEY-----", "-----BEGIN RSA PUBLIC KEY-----", "-----BEGIN CERTIFICATE-----"]
+        .iter()
+        .any(|begin| text.starts_with(begin))
 }
 
 #[cfg(unix)]

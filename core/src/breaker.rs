@@ -47,6 +47,16 @@ pub enum State {
     HalfOpen,
 }
 
+impl State {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            State::Closed => "closed",
+            State::Open => "open",
+            State::HalfOpen => "half open",
+        }
+    }
+}
+
 /// What the breaker says to a caller that wants to try.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {

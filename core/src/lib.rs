@@ -1,5 +1,6 @@
-//! Run-time parts that two or more tiers share: the breaker, backoff, drain, metrics, admin, and
-//! the seam through which the proxy hands a client to the node of the same process.
+//! Run-time parts that two or more tiers share: the breaker, backoff, drain, metrics, admin, tokens,
+//! client addresses, and the seam through which the proxy hands a client to the node of the same
+//! process.
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
@@ -7,7 +8,9 @@ pub mod accept;
 pub mod admin;
 pub mod backoff;
 pub mod breaker;
+pub mod client_addr;
 pub mod drain;
+pub mod jwt;
 pub mod metrics;
 pub mod process;
 pub mod telemetry;

@@ -19,10 +19,10 @@ use http::header::{self, HeaderValue};
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Limited};
 use hyper::body::Incoming;
-use ring::digest;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use std::sync::Arc;
+use weir_core::jwt::same_secret;
 use weir_wire::code::ErrorCode;
 
 const ERROR_MODE: &str = "x-centrifugo-error-mode";
@@ -92,12 +92,6 @@ fn has_key(request: &Request<Incoming>, key: &str) -> bool {
     });
     let given = given.or_else(|| parameter(request.uri().query()?, "api_key")).unwrap_or_default();
     same_secret(&given, key)
-}
-
-/// In a time that says nothing about where they differ: digests are compared.
-fn same_secret(given: &str, key: &str) -> bool {
-    let hash = |text: &str| digest::digest(&digest::SHA256, text.as_bytes());
-    !key.is_empty() && hash(given).as_ref() == hash(key).as_ref()
 }
 
 async fn body(request: Request<Incoming>, shared: &Shared) -> Result<Bytes, Response<Bytes>> {

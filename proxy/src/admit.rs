@@ -1,330 +1,244 @@
-//! Who may come in: WebSocket handshakes per address and second, and open connections per
-//! address and in total. Every address counts alike, loopback too.
+//! Who may come in: by address, by count, by rate, by the budget of the whole process, and what
+//! each route asks for besides (`admit/gate.rs`). Every address counts alike, loopback too.
 //!
-//! An IPv6 client is its prefix (a host is given a whole /64 and can change within it at will);
-//! an IPv4-mapped address is its IPv4 address.
+//! The order of checks: lists of addresses and places at accept, before a byte is read; then by
+//! request: lists and places of the client that a trusted peer speaks for, the route's origins,
+//! lists, token, places and rates, the address's rate, and last the budget. Who is refused by a
+//! later one gets back what the earlier ones took.
+//!
+//! Limits belong to one conf. Counts, and rates and the budget whose settings are the same, pass on
+//! to the next: a reload gives nobody a fresh burst.
 
-use dashmap::DashMap;
-use dashmap::mapref::entry::Entry;
-use governor::clock::{Clock, DefaultClock};
-use governor::middleware::NoOpMiddleware;
-use governor::state::keyed::DashMapStateStore;
-use governor::{Quota, RateLimiter};
+pub mod budget;
+pub mod counts;
+pub mod gate;
+pub mod key;
+mod origin;
+pub mod rates;
+
+use crate::error::BindError;
+use crate::metrics::Metrics;
+use crate::token::Verifier;
+use budget::{Budget, Slot};
+use counts::{Counts, KeyPlace, Place, Tallied, Tally};
+use gate::{Gate, RouteState};
+use http::HeaderMap;
+use http::header::HeaderName;
+use key::Key;
 use prometheus_client::metrics::gauge::Gauge;
+use rates::{Quota, Rates};
+use std::collections::{BTreeMap, HashMap};
+use std::hash::RandomState;
 use std::net::IpAddr;
-use std::num::NonZeroU32;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
+use weir_conf::units::{Cidr, Rate};
 
 /// What a client over a count of connections is told: they end when somebody leaves, so nobody
 /// knows when.
 const RETRY_CONNECTIONS: Duration = Duration::from_secs(5);
+/// Refused ones that are answered with patience (`answer.rs`) at once. Beyond it connections are just
+/// closed, so that a flood costs an accept each and holds no sockets.
+const MAX_LINGERING: usize = 1024;
 
-/// Addresses that the rate limiter tells apart. Beyond it, it counts by larger networks, so
-/// that its memory stays bounded and nobody's debt is forgotten to make room.
-const MAX_KEYS: usize = 65_536;
-/// How often (in handshakes) that bound is looked at.
-const CHECK_EVERY: u32 = 4_096;
-
-/// Not now; worth trying again after this time.
+/// Why not: what the client is told, and the cause for metrics and log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Refused {
-    /// Too many handshakes from this address: 429.
-    Rate(Duration),
-    /// Too many open connections from this address: 503.
-    PerAddress(Duration),
-    /// Too many open connections: 503.
-    Total(Duration),
+pub struct Refused {
+    pub status: u16,
+    pub cause: &'static str,
+    pub retry_after: Option<Duration>,
 }
 
 impl Refused {
-    pub fn cause(self) -> &'static str {
-        match self {
-            Refused::Rate(_) => "rate",
-            Refused::PerAddress(_) => "connections_per_ip",
-            Refused::Total(_) => "connections",
-        }
+    const fn forbidden(cause: &'static str) -> Refused {
+        Refused { status: 403, cause, retry_after: None }
     }
 
-    pub fn status(self) -> u16 {
-        if matches!(self, Refused::Rate(_)) { 429 } else { 503 }
+    fn too_fast(cause: &'static str, wait: Duration) -> Refused {
+        Refused { status: 429, cause, retry_after: Some(wait.max(Duration::from_millis(1))) }
     }
 
-    pub fn retry_after(self) -> Duration {
-        match self {
-            Refused::Rate(wait) | Refused::PerAddress(wait) | Refused::Total(wait) => wait,
-        }
+    const fn full(cause: &'static str) -> Refused {
+        Refused { status: 503, cause, retry_after: Some(RETRY_CONNECTIONS) }
     }
 }
 
-/// What counts as one client.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct IpKey(u128);
-
-fn key(ip: IpAddr, v4_prefix: u8, v6_prefix: u8) -> IpKey {
-    match ip.to_canonical() {
-        IpAddr::V4(v4) => {
-            let mask = u32::MAX.checked_shl(32 - u32::from(v4_prefix.min(32))).unwrap_or(0);
-            IpKey(u128::from(v4.to_bits() & mask) | (0xffff << 32))
-        }
-        IpAddr::V6(v6) => {
-            let mask = u128::MAX.checked_shl(128 - u32::from(v6_prefix.min(128))).unwrap_or(0);
-            IpKey(v6.to_bits() & mask)
-        }
-    }
-}
-
-/// Limits of one conf, over counts that outlive it.
-pub struct Admit<C: Clock = DefaultClock> {
-    counts: Arc<Counts>,
-    max_total: i64,
+/// Limits of one conf, over what outlives it.
+pub struct Admit {
+    lasting: Arc<Lasting>,
+    max_total: usize,
     max_per_address: usize,
     ipv6_prefix: u8,
-    rates: Option<Rates<C>>,
+    allow: Vec<Cidr>,
+    deny: Vec<Cidr>,
+    handshakes: Option<Arc<Rates>>,
+    /// Handshakes of an address that the budget refuses, by the same quota as those that it lets in:
+    /// they cost it none of those, and it can't make the line look longer than that.
+    put_off: Option<Arc<Rates>>,
+    budget: Option<Arc<Budget>>,
+    tokens: BTreeMap<String, Arc<Verifier>>,
+    routes: HashMap<String, Arc<RouteState>>,
+    /// Headers with claims, which no client may set.
+    claim_headers: Vec<HeaderName>,
 }
 
-#[derive(Default)]
-struct Counts {
-    /// Open connections: the figure that is shown is the one that limits.
+struct Lasting {
     total: Gauge,
-    per_address: DashMap<IpKey, usize>,
+    per_address: Arc<Counts>,
+    lingering: Tally,
+    secret: RandomState,
 }
 
 impl Admit {
-    pub fn new(conf: &weir_conf::proxy::Proxy, connections: Gauge) -> Admit {
-        let counts = Counts { total: connections, ..Counts::default() };
-        Admit::with_clock(conf, Arc::new(counts), DefaultClock::default())
+    pub fn new(conf: &weir_conf::proxy::Proxy, metrics: &Metrics) -> Result<Admit, BindError> {
+        let lasting = Lasting {
+            total: metrics.connections.clone(),
+            per_address: Arc::default(),
+            lingering: Tally::default(),
+            secret: RandomState::new(),
+        };
+        Admit::build(conf, Arc::new(lasting), None, metrics)
     }
 
     /// The limits of another conf, over the same counts.
-    pub fn renew(&self, conf: &weir_conf::proxy::Proxy) -> Admit {
-        Admit::with_clock(conf, self.counts.clone(), DefaultClock::default())
+    pub fn renew(&self, conf: &weir_conf::proxy::Proxy, metrics: &Metrics) -> Result<Admit, BindError> {
+        Admit::build(conf, self.lasting.clone(), Some(self), metrics)
     }
-}
 
-impl<C: Clock + Clone> Admit<C> {
-    fn with_clock(conf: &weir_conf::proxy::Proxy, counts: Arc<Counts>, clock: C) -> Admit<C> {
-        Admit {
-            counts,
-            max_total: match conf.max_connections {
-                0 => i64::MAX,
-                limit => i64::try_from(limit).unwrap_or(i64::MAX),
-            },
+    fn build(
+        conf: &weir_conf::proxy::Proxy,
+        lasting: Arc<Lasting>,
+        before: Option<&Admit>,
+        metrics: &Metrics,
+    ) -> Result<Admit, BindError> {
+        let now = Instant::now();
+        let mut tokens = BTreeMap::new();
+        for (name, token) in &conf.token {
+            let old = before.and_then(|b| b.tokens.get(name));
+            tokens.insert(name.clone(), Verifier::build(name, token, old, metrics)?);
+        }
+        let handshakes =
+            |old: Option<&Arc<Rates>>| renewed(old, conf.handshake_rate, conf.handshake_burst, now);
+        let routes = conf.route.iter().map(|route| {
+            let name = gate::identity(route);
+            let old = before.and_then(|b| b.routes.get(&name));
+            (name, Arc::new(RouteState::new(&route.limits, old.map(|old| &**old), now)))
+        });
+        let same_budget = before.and_then(|b| b.budget.as_ref()).filter(|b| b.conf() == conf.admission);
+        Ok(Admit {
+            max_total: conf.max_connections,
             max_per_address: conf.max_connections_per_ip,
             ipv6_prefix: conf.ipv6_prefix,
-            rates: conf.handshake_rate.and_then(|rate| Rates::new(rate.per_second, conf, clock)),
+            allow: conf.allow.clone(),
+            deny: conf.deny.clone(),
+            handshakes: handshakes(before.and_then(|b| b.handshakes.as_ref())),
+            put_off: handshakes(before.and_then(|b| b.put_off.as_ref())),
+            budget: same_budget.cloned().or_else(|| Budget::new(conf.admission, now).map(Arc::new)),
+            routes: routes.collect(),
+            claim_headers: tokens.values().flat_map(|token| token.claim_headers()).cloned().collect(),
+            lasting,
+            tokens,
+        })
+    }
+
+    /// What a route asks for.
+    pub fn gate(&self, route: &weir_conf::proxy::Route) -> Gate {
+        let token = route.gate.token.as_ref().and_then(|name| self.tokens.get(name));
+        let state = self.routes.get(&gate::identity(route));
+        Gate::new(&route.gate, token.cloned(), state.cloned().unwrap_or_default())
+    }
+
+    /// By the lists of the whole proxy.
+    pub fn listed(&self, ip: IpAddr) -> Result<(), Refused> {
+        match is_listed(ip, &self.allow, &self.deny) {
+            true => Ok(()),
+            false => Err(Refused::forbidden("denied")),
         }
     }
 
     /// A place among all connections.
     pub fn connection(&self) -> Result<Place, Refused> {
-        let place = Place { counts: self.counts.clone() };
-        if self.counts.total.inc() >= self.max_total {
-            return Err(Refused::Total(RETRY_CONNECTIONS)); // dropping `place` gives it back
-        }
-        Ok(place)
+        Place::among(&self.lasting.total, self.max_total).ok_or(Refused::full("connections"))
     }
 
     /// A place among the connections of this address; `None` if they are not limited.
-    pub fn address(&self, ip: IpAddr) -> Result<Option<AddressPlace>, Refused> {
-        if self.max_per_address == 0 {
-            return Ok(None);
+    pub fn address(&self, ip: IpAddr) -> Result<Option<KeyPlace>, Refused> {
+        let place = self.lasting.per_address.place(self.key(ip), self.max_per_address);
+        place.map_err(|()| Refused::full("connections_per_ip"))
+    }
+
+    /// Leave to answer a refused connection with patience.
+    pub fn linger(&self) -> Option<Tallied> {
+        self.lasting.lingering.place(MAX_LINGERING)
+    }
+
+    /// Throws away what a client sent under the names of headers with claims, in their disguises too:
+    /// CGI, WSGI and their like turn `-` and `_` into the same variable.
+    pub fn drop_claims(&self, headers: &mut HeaderMap) {
+        if self.claim_headers.is_empty() {
+            return;
         }
-        let key = key(ip, 32, self.ipv6_prefix);
-        let mut open = self.counts.per_address.entry(key).or_insert(0);
-        if *open >= self.max_per_address {
-            return Err(Refused::PerAddress(RETRY_CONNECTIONS));
-        }
-        *open += 1;
-        Ok(Some(AddressPlace { counts: self.counts.clone(), key }))
-    }
-
-    /// One more WebSocket handshake from this address.
-    pub fn handshake(&self, ip: IpAddr) -> Result<(), Refused> {
-        self.rates.as_ref().map_or(Ok(()), |rates| rates.check(ip, self.ipv6_prefix))
-    }
-
-    /// Forgets addresses that have no debt. To be called every few seconds.
-    pub fn sweep(&self) {
-        if let Some(rates) = &self.rates {
-            rates.sweep();
-        }
-    }
-}
-
-/// One open connection, counted until this is dropped.
-pub struct Place {
-    counts: Arc<Counts>,
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        self.counts.total.dec();
-    }
-}
-
-/// The same for its address.
-pub struct AddressPlace {
-    counts: Arc<Counts>,
-    key: IpKey,
-}
-
-impl Drop for AddressPlace {
-    fn drop(&mut self) {
-        if let Entry::Occupied(mut open) = self.counts.per_address.entry(self.key) {
-            match open.get().saturating_sub(1) {
-                0 => drop(open.remove()),
-                left => *open.get_mut() = left,
-            }
-        }
-    }
-}
-
-type Limiter<C> = RateLimiter<IpKey, DashMapStateStore<IpKey>, C, NoOpMiddleware<<C as Clock>::Instant>>;
-
-struct Rates<C: Clock> {
-    limiter: Limiter<C>,
-    clock: C,
-    crowded: AtomicBool,
-    checks: AtomicU32,
-}
-
-impl<C: Clock + Clone> Rates<C> {
-    fn new(per_second: f64, conf: &weir_conf::proxy::Proxy, clock: C) -> Option<Rates<C>> {
-        let period = Duration::try_from_secs_f64(1.0 / per_second).ok()?;
-        let burst = NonZeroU32::new(conf.handshake_burst).unwrap_or(NonZeroU32::MIN);
-        let quota = Quota::with_period(period)?.allow_burst(burst);
-        Some(Rates {
-            limiter: RateLimiter::dashmap_with_clock(quota, clock.clone()),
-            clock,
-            crowded: AtomicBool::new(false),
-            checks: AtomicU32::new(1),
-        })
-    }
-
-    fn check(&self, ip: IpAddr, ipv6_prefix: u8) -> Result<(), Refused> {
-        if self.checks.fetch_add(1, Ordering::Relaxed).is_multiple_of(CHECK_EVERY) {
-            self.crowd();
-        }
-        let key = match self.crowded.load(Ordering::Relaxed) {
-            false => key(ip, 32, ipv6_prefix),
-            true => key(ip, 16, ipv6_prefix.min(32)),
+        let forged = |name: &HeaderName| {
+            let plain = name.as_str().replace('_', "-");
+            self.claim_headers.iter().any(|claim| claim.as_str() == plain)
         };
-        self.limiter.check_key(&key).map_err(|until| {
-            let wait = until.wait_time_from(self.clock.now());
-            Refused::Rate(wait.max(Duration::from_millis(1)))
-        })
-    }
-
-    fn crowd(&self) {
-        if self.limiter.len() > MAX_KEYS {
-            self.limiter.retain_recent();
+        let names: Vec<HeaderName> = headers.keys().filter(|name| forged(name)).cloned().collect();
+        for name in names {
+            headers.remove(name);
         }
-        self.crowded.store(self.limiter.len() > MAX_KEYS, Ordering::Relaxed);
     }
 
-    fn sweep(&self) {
-        self.limiter.retain_recent();
-        self.limiter.shrink_to_fit();
-        self.crowd();
+    /// Forgets addresses and keys that have no debt. To be called every few seconds.
+    pub fn sweep(&self) {
+        let now = Instant::now();
+        let own = [&self.handshakes, &self.put_off].into_iter().flatten();
+        for rates in own.chain(self.routes.values().flat_map(|route| route.rates())) {
+            rates.sweep(now);
+        }
     }
+
+    fn key(&self, ip: IpAddr) -> Key {
+        key::of_ip(ip, self.ipv6_prefix)
+    }
+
+    /// The budget's turn for one handshake, and its place among those under way.
+    async fn turn(&self, address: Key, now: Instant) -> Result<Option<Slot>, Refused> {
+        let Some(budget) = &self.budget else { return Ok(None) };
+        let later = |cause| {
+            if let Some(Err(wait)) = self.put_off.as_ref().map(|rates| rates.take(address, now)) {
+                return Refused::too_fast("rate", wait);
+            }
+            let wait = budget.later(Instant::now(), rand::random());
+            Refused { status: 503, cause, retry_after: Some(wait) }
+        };
+        let Some(turn) = budget.turn(now) else { return Err(later("budget")) };
+        if !turn.is_zero() {
+            tokio::time::sleep(turn).await;
+        }
+        let Ok(slot) = budget.slot().await else {
+            budget.give_back();
+            return Err(later("budget_handshakes"));
+        };
+        let late = budget.leave(Instant::now());
+        if !late.is_zero() {
+            tokio::time::sleep(late).await;
+        }
+        Ok(slot)
+    }
+}
+
+/// The same rates if their quota is the same, with all debts.
+fn renewed(old: Option<&Arc<Rates>>, rate: Option<Rate>, burst: u32, now: Instant) -> Option<Arc<Rates>> {
+    let quota = Quota::new(rate?.per_second, burst)?;
+    let same = old.filter(|old| old.quota() == quota).cloned();
+    Some(same.unwrap_or_else(|| Arc::new(Rates::new(quota, now))))
+}
+
+/// `allow` empty: everybody, less those on `deny`.
+fn is_listed(ip: IpAddr, allow: &[Cidr], deny: &[Cidr]) -> bool {
+    let on = |list: &[Cidr]| list.iter().any(|range| range.contains(ip));
+    !on(deny) && (allow.is_empty() || on(allow))
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::testing::conf;
-    use governor::clock::FakeRelativeClock;
-    use weir_conf::units::Rate;
-
-    fn admit(
-        change: impl FnOnce(&mut weir_conf::proxy::Proxy),
-    ) -> (Admit<FakeRelativeClock>, FakeRelativeClock) {
-        let mut conf = conf();
-        change(&mut conf);
-        let clock = FakeRelativeClock::default();
-        (Admit::with_clock(&conf, Arc::default(), clock.clone()), clock)
-    }
-
-    fn ip(text: &str) -> IpAddr {
-        text.parse().unwrap()
-    }
-
-    #[test]
-    fn a_burst_then_the_rate_and_the_wait_is_told() {
-        let (admit, clock) = admit(|c| {
-            c.handshake_rate = Some(Rate { per_second: 0.5 });
-            c.handshake_burst = 3;
-        });
-        for _ in 0..3 {
-            admit.handshake(ip("127.0.0.1")).unwrap();
-        }
-        assert_eq!(admit.handshake(ip("127.0.0.1")), Err(Refused::Rate(Duration::from_secs(2))));
-        admit.handshake(ip("127.0.0.2")).unwrap();
-        clock.advance(Duration::from_secs(2));
-        admit.handshake(ip("127.0.0.1")).unwrap();
-        assert!(admit.handshake(ip("::ffff:127.0.0.1")).is_err(), "a mapped address is the same client");
-    }
-
-    #[test]
-    fn an_ipv6_network_is_one_client() {
-        let (admit, _) = admit(|c| {
-            c.handshake_rate = Some(Rate { per_second: 1.0 });
-            c.handshake_burst = 2;
-            c.max_connections_per_ip = 2;
-        });
-        admit.handshake(ip("2001:db8::1")).unwrap();
-        admit.handshake(ip("2001:db8::ffff:2")).unwrap();
-        assert!(admit.handshake(ip("2001:db8::3")).is_err());
-        admit.handshake(ip("2001:db8:0:1::3")).unwrap();
-
-        let first = admit.address(ip("2001:db8::1")).unwrap();
-        let _second = admit.address(ip("2001:db8::2")).unwrap();
-        assert!(admit.address(ip("2001:db8::3")).is_err());
-        let _elsewhere = admit.address(ip("2001:db8:0:1::3")).unwrap();
-        drop(first);
-        assert!(admit.address(ip("2001:db8::3")).is_ok());
-    }
-
-    #[test]
-    fn counts_are_exact_and_given_back() {
-        let (admit, _) = admit(|c| {
-            c.max_connections = 2;
-            c.max_connections_per_ip = 5;
-        });
-        let a = admit.connection().unwrap();
-        let _b = admit.connection().unwrap();
-        assert!(admit.connection().is_err());
-        assert!(admit.connection().is_err());
-        drop(a);
-        assert!(admit.connection().is_ok());
-        assert_eq!(admit.counts.total.get(), 1);
-        drop(admit.address(ip("1.1.1.1")).unwrap());
-        assert!(admit.counts.per_address.is_empty());
-    }
-
-    #[test]
-    fn a_million_addresses_do_not_grow_it_and_do_not_free_an_offender() {
-        let (admit, clock) = admit(|c| {
-            c.handshake_rate = Some(Rate { per_second: 0.1 });
-            c.handshake_burst = 1;
-        });
-        let network = |n: u32| {
-            IpAddr::V6(std::net::Ipv6Addr::from_bits(((0x2001_0db8_u128 << 32) | u128::from(n)) << 64))
-        };
-        let offender = ip("9.9.9.9");
-        admit.handshake(offender).unwrap();
-        for n in 0..1_000_000 {
-            let _ = admit.handshake(network(n));
-        }
-        let rates = admit.rates.as_ref().unwrap();
-        assert!(rates.limiter.len() < MAX_KEYS + 2 * CHECK_EVERY as usize, "{}", rates.limiter.len());
-        let _ = admit.handshake(offender); // its network's bucket, once
-        assert!(admit.handshake(offender).is_err());
-        clock.advance(Duration::from_secs(60));
-        admit.sweep();
-        assert_eq!(rates.limiter.len(), 0);
-        admit.handshake(offender).unwrap();
-    }
-}
+mod tests;

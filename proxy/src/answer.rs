@@ -4,6 +4,7 @@ use crate::forward;
 use bytes::Bytes;
 use http::header::{
     CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, HeaderValue, RETRY_AFTER, SEC_WEBSOCKET_VERSION,
+    WWW_AUTHENTICATE,
 };
 use http::{Response, StatusCode};
 use std::io;
@@ -33,6 +34,9 @@ pub fn response(status: u16, retry_after: Option<Duration>) -> Response<Bytes> {
     if let Some(wait) = retry_after {
         headers.insert(RETRY_AFTER, HeaderValue::from(seconds(wait)));
     }
+    if status == StatusCode::UNAUTHORIZED {
+        headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+    }
     if status == StatusCode::UPGRADE_REQUIRED {
         headers.insert(SEC_WEBSOCKET_VERSION, HeaderValue::from_static("13"));
     }
@@ -46,6 +50,16 @@ fn seconds(wait: Duration) -> u64 {
 
 /// Sends a response of HTTP/1.1 that ends the connection, and ends it.
 pub async fn send_and_close<S>(stream: &mut S, response: Response<Bytes>) -> io::Result<()>
+where
+    S: AsyncRead + AsyncWrite + Unpin + ?Sized,
+{
+    send(stream, response).await?;
+    let _ = timeout(LINGER, discard(stream)).await;
+    Ok(())
+}
+
+/// The same to a client that has sent its request and, most likely, nothing after it.
+pub async fn send<S>(stream: &mut S, response: Response<Bytes>) -> io::Result<()>
 where
     S: AsyncRead + AsyncWrite + Unpin + ?Sized,
 {
@@ -63,9 +77,7 @@ where
     if !bodiless && parts.extensions.get::<ToHead>().is_none() {
         out.extend_from_slice(&body);
     }
-    write(stream, &out).await?;
-    let _ = timeout(LINGER, discard(stream)).await;
-    Ok(())
+    write(stream, &out).await
 }
 
 pub fn status_line(status: StatusCode) -> Vec<u8> {

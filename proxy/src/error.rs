@@ -28,4 +28,8 @@ pub enum BindError {
         if to == "node" { "; the node tier does not run in this process" } else { "" }
     )]
     Route { index: usize, to: String, known: String },
+
+    /// A key that cannot verify anything.
+    #[error("proxy.token.{token}.{key}: {reason}")]
+    Token { token: String, key: &'static str, reason: String },
 }

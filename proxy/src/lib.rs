@@ -10,12 +10,13 @@ mod access;
 mod admit;
 mod answer;
 mod client;
-mod client_addr;
 mod error;
 mod forward;
 mod front {
     //! From bytes to a request, by HTTP version.
+    pub mod arrive;
     pub mod head;
+    pub mod proxy_protocol;
     pub mod upgrade;
 }
 mod listeners;
@@ -28,6 +29,7 @@ mod service;
 mod snapshot;
 #[cfg(test)]
 mod testing;
+mod token;
 mod tunnel;
 mod upstream;
 

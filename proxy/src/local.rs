@@ -1,6 +1,7 @@
 //! The node of this process: it is handed the client's own socket, and no relay stays behind.
 
 use crate::access::{Access, End};
+use crate::admit::budget::Slot;
 use crate::answer;
 use crate::client::Client;
 use crate::forward;
@@ -27,6 +28,8 @@ pub struct H1Exchange {
     pub vars: Vars,
     pub latency: Histogram,
     pub began: Instant,
+    /// Given back with the answer.
+    pub handshake: Option<Slot>,
 }
 
 /// The status that was answered, for the access log; 0 while there is none.
@@ -45,6 +48,7 @@ impl Exchange for H1Exchange {
             answer::write(&mut tcp, &out).await?;
             self.latency.observe(self.began.elapsed().as_secs_f64());
             self.status.0.store(101, Relaxed);
+            drop(self.handshake);
             Ok(Box::new(Handed { tcp, ahead }) as Box<dyn Stream>)
         })
     }

@@ -111,6 +111,8 @@ pub struct Metrics {
     pub route_requests: Family<RouteClass, Counter>,
     pub latency: Latency,
     pub refused: Family<Cause, Counter>,
+    pub tokens: Family<Outcome, Counter>,
+    pub jwks_fetches: Family<Outcome, Counter>,
     pub tunnel_ends: Family<Cause, Counter>,
     pub drain_remaining: Gauge,
     pub breaker_state: Family<ServerLabels, Gauge>,
@@ -157,6 +159,8 @@ impl Metrics {
             metrics.latency.0.clone(),
         );
         r.register("refused", "Requests and connections refused, by cause", metrics.refused.clone());
+        r.register("tokens", "Tokens judged, by outcome: good, or what was wrong", metrics.tokens.clone());
+        r.register("jwks_fetches", "Fetches of sets of keys, by outcome", metrics.jwks_fetches.clone());
         r.register("tunnel_ends", "Ended tunnels by cause", metrics.tunnel_ends.clone());
         r.register(
             "drain_remaining",
@@ -214,6 +218,14 @@ impl Metrics {
 
     pub fn refuse(&self, cause: &'static str) {
         self.refused.get_or_create(&Cause { cause }).inc();
+    }
+
+    pub fn token(&self, outcome: &'static str) {
+        self.tokens.get_or_create(&Outcome { outcome }).inc();
+    }
+
+    pub fn jwks_fetch(&self, outcome: &'static str) {
+        self.jwks_fetches.get_or_create(&Outcome { outcome }).inc();
     }
 
     /// Of a route; the sum over all routes, and what came to none, is in `handshakes`.

@@ -8,6 +8,7 @@ mod rewrite;
 pub mod sticky;
 
 use crate::access::key_hash;
+use crate::admit::gate::Gate;
 use crate::tunnel::greet::Deadlines;
 use crate::upstream::Upstream;
 use affinity::Affinity;
@@ -77,6 +78,8 @@ pub struct Route {
     websocket: Option<bool>,
     rewrite: Option<Rewrite>,
     key: Key,
+    /// Whom it lets in.
+    pub gate: Gate,
 }
 
 enum Host {
@@ -104,6 +107,7 @@ impl Route {
         conf: &weir_conf::proxy::Route,
         proxy: &weir_conf::proxy::Proxy,
         action: Action,
+        gate: Gate,
     ) -> Route {
         let name = conf.name.clone().unwrap_or_else(|| format!("route[{index}]"));
         let max_body_size = conf.max_body_size.unwrap_or(proxy.max_body_size);
@@ -132,6 +136,7 @@ impl Route {
             rewrite: conf.rewrite.clone(),
             key: key(conf, proxy, &action),
             action,
+            gate,
         }
     }
 
@@ -145,6 +150,11 @@ impl Route {
             && (self.methods.is_empty() || self.methods.iter().any(|m| asked.head.method == m.as_str()))
             && self.headers.iter().all(|(name, test)| passes(test, name, &asked.head.headers))
             && self.path_regex.as_ref().is_none_or(|regex| regex.is_match(path))
+    }
+
+    /// The sticky key that a request brings itself; `None`: it goes by its address.
+    pub fn key_of(&self, known: &Known<'_>) -> Option<Vec<u8>> {
+        self.key.given(known)
     }
 
     /// Which server, and how the next request of this client finds it again.
@@ -243,7 +253,7 @@ mod tests {
                 headers: Default::default(),
             };
             conf.action = ConfAction::Answer(answer.clone());
-            Route::new(i, &conf, &proxy, Action::Answer(answer))
+            Route::new(i, &conf, &proxy, Action::Answer(answer), Gate::open())
         });
         Routes::new(routes.collect())
     }

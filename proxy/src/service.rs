@@ -5,12 +5,13 @@
 mod routed;
 
 use crate::access::{Access, End};
-use crate::admit::{AddressPlace, Place, Refused};
+use crate::admit::Refused;
+use crate::admit::counts::KeyPlace;
 use crate::answer;
 use crate::client::Client;
-use crate::client_addr::Trusted;
 use crate::forward::{self, Origin};
-use crate::front::head::{self, Bad, Head};
+use crate::front::arrive::{self, From, Places};
+use crate::front::head::{Bad, Head};
 use crate::front::upgrade::{is_websocket, tokens};
 use crate::metrics::Metrics;
 use crate::plain::Plain;
@@ -27,8 +28,6 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::timeout;
 use weir_core::drain::Drain;
-use weir_wire::hop::REQUEST_ID;
-use weir_wire::id::ConnId;
 
 pub struct Service {
     /// Read once for each request; replaced by a reload.
@@ -40,22 +39,6 @@ pub struct Service {
     pub drain: Drain,
     /// Another snapshot is in force.
     pub swapped: Notify,
-}
-
-/// One request's origin, and its place among its address's connections.
-struct From {
-    client: IpAddr,
-    /// For servers that ask for the PROXY protocol.
-    ends: Ends,
-    conn: ConnId,
-    trusted: bool,
-}
-
-/// What a connection holds as long as it lives.
-struct Places {
-    place: Place,
-    /// Of the peer itself; where the peer is trusted, the address is counted per request.
-    address: Option<AddressPlace>,
 }
 
 /// What became of one request.
@@ -72,16 +55,13 @@ impl Service {
         peer: SocketAddr,
         shutdown: ShutdownWatch,
     ) {
-        let ends = Ends { client: peer, local: tcp.local_addr().unwrap_or(peer) };
-        let peer = peer.ip().to_canonical();
+        let local = tcp.local_addr().unwrap_or(peer);
         let mut snapshot = self.snapshot.load_full();
         let mut client = Client::new(tcp, snapshot.conf.head_size);
-        let trusted = snapshot.trusted.contains(peer);
-        let address = if trusted { Ok(None) } else { snapshot.admit.address(peer) };
-        let places = snapshot.admit.connection().and_then(|place| Ok(Places { place, address: address? }));
-        let mut places = match places {
-            Ok(places) => places,
-            Err(refused) => return self.refuse(client, refused, None).await,
+        let (peer, mut places) = match self.enter(&snapshot, &mut client, peer).await {
+            Ok(entered) => entered,
+            Err(Some(refused)) => return self.turn_away(&snapshot, client, refused).await,
+            Err(None) => return,
         };
         let mut first = true;
         loop {
@@ -91,12 +71,12 @@ impl Service {
                 }
                 snapshot = self.snapshot.load_full();
             }
-            let head = match read_head(&snapshot, &mut client).await {
+            let mut head = match arrive::read_head(&snapshot, &mut client).await {
                 Ok(Some(head)) => head,
                 Ok(None) => return,
-                Err(bad) => return self.reject(client, bad, peer).await,
+                Err(bad) => return self.reject(client, bad, peer.ip()).await,
             };
-            let from = origin(&snapshot.trusted, ends, &head);
+            let from = arrive::origin(&snapshot, Ends { client: peer, local }, &mut head.parts.headers);
             match Box::pin(self.request(&snapshot, client, places, head, from, &shutdown)).await {
                 Next::Another(again, held) => (client, places) = (again, held),
                 Next::Done => return,
@@ -106,6 +86,33 @@ impl Service {
                 return;
             }
         }
+    }
+
+    /// The lists of addresses and the places, before a byte is read; behind a trusted peer when it is
+    /// known who is. `Err(None)`: there is nobody to be answered.
+    async fn enter(
+        &self,
+        snapshot: &Snapshot,
+        client: &mut Client,
+        socket: SocketAddr,
+    ) -> Result<(SocketAddr, Places), Option<Refused>> {
+        let admit = &snapshot.admit;
+        let spoken_for = |peer: SocketAddr| snapshot.trusted.contains(peer.ip());
+        if !spoken_for(socket) {
+            admit.listed(socket.ip())?;
+            return Ok((socket, (admit.connection()?, admit.address(socket.ip())?)));
+        }
+        let place = admit.connection()?;
+        let peer = arrive::named_peer(snapshot, client, socket).await.map_err(|why| {
+            self.metrics.refuse("proxy_protocol");
+            tracing::debug!(peer = %socket, why, "header of the PROXY protocol refused");
+        });
+        let peer = peer.map_err(|()| None)?.ok_or(None)?;
+        if spoken_for(peer) {
+            return Ok((peer, (place, None)));
+        }
+        admit.listed(peer.ip())?;
+        Ok((peer, (place, admit.address(peer.ip())?)))
     }
 
     /// Whether a kept-alive connection brings another request.
@@ -138,12 +145,9 @@ impl Service {
                 return self.answer(client, &access, bad.status, None, bad.why).await;
             }
         };
-        let own_address = match self.admit_one(snapshot, &from, websocket) {
+        let own_address = match self.named(snapshot, &from, &mut head) {
             Ok(address) => address,
-            Err(refused) => {
-                self.refuse(client, refused, Some(&access)).await;
-                return Next::Done;
-            }
+            Err(refused) => return self.refuse(snapshot, client, refused, &access, websocket).await,
         };
         let wants_close =
             tokens(&head.parts.headers, http::header::CONNECTION).any(|t| t.eq_ignore_ascii_case("close"));
@@ -155,19 +159,15 @@ impl Service {
         self.routed(snapshot, asking, shutdown).await
     }
 
-    /// A handshake by its rate; behind a trusted peer the client's own address by its connections, too.
-    fn admit_one(
-        &self,
-        snapshot: &Snapshot,
-        from: &From,
-        websocket: bool,
-    ) -> Result<Option<AddressPlace>, Refused> {
-        let address = if from.trusted { snapshot.admit.address(from.client) } else { Ok(None) };
-        if !websocket {
-            return address;
+    /// The lists and places of the client that a trusted peer speaks for; and what no client may say is
+    /// thrown away.
+    fn named(&self, snapshot: &Snapshot, from: &From, head: &mut Head) -> Result<Option<KeyPlace>, Refused> {
+        snapshot.admit.drop_claims(&mut head.parts.headers);
+        if !from.trusted {
+            return Ok(None);
         }
-        let admitted = address.and_then(|address| snapshot.admit.handshake(from.client).map(|()| address));
-        admitted.inspect_err(|refused| self.metrics.handshake(refused.cause()))
+        snapshot.admit.listed(from.client)?;
+        snapshot.admit.address(from.client)
     }
 
     async fn reject(&self, client: Client, bad: Bad, peer: IpAddr) {
@@ -181,14 +181,39 @@ impl Service {
         let _client_gone = answer::send_and_close(&mut tcp, answer::response(bad.status, None)).await;
     }
 
-    async fn refuse(&self, client: Client, refused: Refused, access: Option<&Access>) {
-        self.metrics.refuse(refused.cause());
+    /// A connection that may not come in. So many are answered with patience; in a flood the rest is
+    /// closed at once, which costs next to nothing.
+    async fn turn_away(&self, snapshot: &Snapshot, client: Client, refused: Refused) {
+        self.metrics.refuse(refused.cause);
+        tracing::debug!(cause = refused.cause, "connection refused");
+        let Some(_lingering) = snapshot.admit.linger() else { return };
         let (mut tcp, _dies_here) = client.into_parts();
-        let response = answer::response(refused.status(), Some(refused.retry_after()));
+        let response = answer::response(refused.status, refused.retry_after);
         let _client_gone = answer::send_and_close(&mut tcp, response).await;
-        if let Some(access) = access {
-            access.log("refused", End { status: refused.status(), bytes: None, cause: refused.cause() });
+    }
+
+    /// A request that may not come in: always answered, and with patience where there is leave for it.
+    async fn refuse(
+        &self,
+        snapshot: &Snapshot,
+        client: Client,
+        refused: Refused,
+        access: &Access,
+        websocket: bool,
+    ) -> Next {
+        let Refused { status, cause, .. } = refused;
+        if websocket {
+            self.metrics.handshake(cause);
         }
+        self.metrics.refuse(cause);
+        let (mut tcp, _dies_here) = client.into_parts();
+        let response = answer::response(status, refused.retry_after);
+        let _client_gone = match snapshot.admit.linger() {
+            Some(_lingering) => answer::send_and_close(&mut tcp, response).await,
+            None => answer::send(&mut tcp, response).await,
+        };
+        access.log("refused", End { status, bytes: None, cause });
+        Next::Done
     }
 
     /// An answer of our own; the connection ends with it.
@@ -206,49 +231,3 @@ impl Service {
         Next::Done
     }
 }
-
-/// `None`: the client left without asking anything.
-async fn read_head(snapshot: &Snapshot, client: &mut Client) -> Result<Option<Head>, Bad> {
-    let limit = snapshot.conf.head_size;
-    let whole = async {
-        let mut seen = 0;
-        loop {
-            if let Some(end) = head::end(&client.ahead, seen)? {
-                return if end > limit { Err(TOO_LARGE) } else { Ok(Some(end)) };
-            }
-            seen = client.ahead.len();
-            if seen >= limit {
-                return Err(TOO_LARGE);
-            }
-            match client.fill().await {
-                Ok(1..) => {}
-                // It never asked anything, so there is nothing to be answered.
-                _ if client.ahead.is_empty() => return Ok(None),
-                _ => return Err(Bad { status: 400, why: "head cut short" }),
-            }
-        }
-    };
-    let end = match timeout(snapshot.conf.head_timeout, whole).await {
-        Ok(end) => end?,
-        Err(_) => return Err(Bad { status: 408, why: "slow head" }),
-    };
-    let Some(end) = end else { return Ok(None) };
-    head::parse(&client.ahead.split_to(end)).map(Some)
-}
-
-fn origin(trusted: &Trusted, ends: Ends, head: &Head) -> From {
-    let peer = ends.client.ip().to_canonical();
-    let is_trusted = trusted.contains(peer);
-    let told = head.parts.headers.get(REQUEST_ID).filter(|_| is_trusted);
-    let conn = told.and_then(|v| v.to_str().ok()).and_then(ConnId::parse);
-    let client = trusted.client(peer, &head.parts.headers);
-    let port = if client == peer { ends.client.port() } else { 0 };
-    From {
-        client,
-        ends: Ends { client: SocketAddr::new(client, port), ..ends },
-        conn: conn.unwrap_or_else(|| ConnId::from_random(rand::random())),
-        trusted: is_trusted,
-    }
-}
-
-const TOO_LARGE: Bad = Bad { status: 431, why: "head too large" };

@@ -6,7 +6,6 @@
 
 use crate::LocalNode;
 use crate::admit::Admit;
-use crate::client_addr::Trusted;
 use crate::error::BindError;
 use crate::metrics::Metrics;
 use crate::route::{Action, Route, Routes, Target};
@@ -14,6 +13,7 @@ use crate::upstream::Upstream;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use weir_conf::proxy::Action as Does;
+use weir_core::client_addr::Trusted;
 
 pub struct Snapshot {
     pub conf: weir_conf::proxy::Proxy,
@@ -32,14 +32,15 @@ impl Snapshot {
         before: Option<&Snapshot>,
     ) -> Result<Snapshot, BindError> {
         let upstreams = upstreams(conf, metrics, before)?;
+        let admit = match before {
+            Some(before) => before.admit.renew(conf, metrics)?,
+            None => Admit::new(conf, metrics)?,
+        };
         Ok(Snapshot {
             conf: conf.clone(),
             trusted: Trusted::new(&conf.trusted),
-            admit: match before {
-                Some(before) => before.admit.renew(conf),
-                None => Admit::new(conf, metrics.connections.clone()),
-            },
-            routes: routes(conf, node, metrics, &upstreams)?,
+            routes: routes(conf, node, metrics, &upstreams, &admit)?,
+            admit,
             upstreams,
         })
     }
@@ -62,6 +63,7 @@ fn routes(
     node: Option<&LocalNode>,
     metrics: &Metrics,
     upstreams: &BTreeMap<String, Arc<Upstream>>,
+    admit: &Admit,
 ) -> Result<Routes, BindError> {
     // Where nodes are listed, they are the tier, and the one here is reached like any other.
     let local = node.filter(|_| !upstreams.contains_key("node")).map(|node| Target::Node {
@@ -70,14 +72,15 @@ fn routes(
     });
     let mut routes = Vec::with_capacity(conf.route.len());
     for (index, route) in conf.route.iter().enumerate() {
+        let make = |action| Route::new(index, route, conf, action, admit.gate(route));
         let to = match &route.action {
             Does::To(to) => to,
             Does::Answer(answer) => {
-                routes.push(Route::new(index, route, conf, Action::Answer(answer.clone())));
+                routes.push(make(Action::Answer(answer.clone())));
                 continue;
             }
             Does::Redirect(redirect) => {
-                routes.push(Route::new(index, route, conf, Action::Redirect(redirect.clone())));
+                routes.push(make(Action::Redirect(redirect.clone())));
                 continue;
             }
         };
@@ -89,7 +92,7 @@ fn routes(
                 return Err(BindError::Route { index, to: to.clone(), known: known.join(", ") });
             }
         };
-        routes.push(Route::new(index, route, conf, Action::Forward(target)));
+        routes.push(make(Action::Forward(target)));
     }
     Ok(Routes::new(routes))
 }

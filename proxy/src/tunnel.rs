@@ -17,9 +17,9 @@ pub mod relay;
 pub mod watch;
 
 use crate::access::{Access, Close, TunnelEnd};
-use crate::admit::{AddressPlace, Place};
+use crate::front::arrive::Permit;
 use crate::metrics::Cause as CauseLabel;
-use crate::upstream::attempt::Permit;
+use crate::upstream::attempt::Permit as ServerPermit;
 use bytes::Bytes;
 use frames::Sender;
 use leave::{Codes, GOING_AWAY, Leaving, Manner, POLICY, PROTOCOL_ERROR, SERVICE_RESTART, TOO_BIG};
@@ -37,7 +37,6 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::{Instant, Sleep};
 use watch::{Look, Seen, Watch, Why};
 use weir_conf::proxy::Tunnel as Conf;
-use weir_core::drain::Busy;
 
 /// A tunnel that is told to end has this long: for frames under way to end, and for the peers' answers.
 const LEAVE: Duration = Duration::from_secs(2);
@@ -48,8 +47,10 @@ const PROBES: Duration = Duration::from_secs(15);
 pub struct Held {
     pub access: Access,
     pub conf: Arc<Conf>,
+    /// It ends with its token.
+    pub until: Option<Instant>,
     /// Given back when the tunnel has ended.
-    pub _permit: (Place, Option<AddressPlace>, Busy, Option<Permit>),
+    pub _permit: (Permit, Option<ServerPermit>),
 }
 
 /// To be spawned as a task of its own (it relies on its waker staying the same), apart from the
@@ -99,6 +100,8 @@ pub enum Cause {
     NoPong,
     /// It was as old as a tunnel may get.
     Age,
+    /// The token that opened it has expired.
+    Expired,
     /// One side took nothing of what waited for it.
     ClientStalled,
     ServerStalled,
@@ -120,6 +123,7 @@ impl Cause {
             Cause::HalfClosed => "half_closed",
             Cause::NoPong => "no_pong",
             Cause::Age => "max_age",
+            Cause::Expired => "token_expired",
             Cause::ClientStalled => "client_stalled",
             Cause::ServerStalled => "server_stalled",
             Cause::FrameSize => "frame_size",
@@ -134,13 +138,13 @@ impl Cause {
         let client = match self {
             Cause::Drained | Cause::Age => SERVICE_RESTART,
             Cause::FrameSize => TOO_BIG,
-            Cause::Rate => POLICY,
+            Cause::Rate | Cause::Expired => POLICY,
             Cause::Protocol => PROTOCOL_ERROR,
             _ => GOING_AWAY,
         };
         Manner {
             codes: Codes { client, server: GOING_AWAY },
-            finish_up: matches!(self, Cause::Drained | Cause::Age),
+            finish_up: matches!(self, Cause::Drained | Cause::Age | Cause::Expired),
             client_is_gone: matches!(self, Cause::NoPong | Cause::ClientStalled),
         }
     }
@@ -153,6 +157,7 @@ impl From<Why> for Cause {
             Why::HalfClosed => Cause::HalfClosed,
             Why::NoPong => Cause::NoPong,
             Why::Age => Cause::Age,
+            Why::Expired => Cause::Expired,
             Why::ClientStalled => Cause::ClientStalled,
             Why::ServerStalled => Cause::ServerStalled,
         }
@@ -220,11 +225,12 @@ where
         let stuck = self.up.is_stuck() || self.down.is_stuck();
         if self.timer.is_none() {
             let wanted = stuck || resume.is_some() || self.is_half_closed() || Watch::is_wanted(conf);
+            let wanted = wanted || self.held.until.is_some();
             if !wanted {
                 return Poll::Pending;
             }
             let now = Instant::now();
-            let watch = Watch::new(conf, now, rand::random(), self.seen(), now);
+            let watch = Watch::new(conf, now, rand::random(), self.seen(), now).until(self.held.until);
             self.timer =
                 Some(Box::new(Timer { sleep: Box::pin(tokio::time::sleep_until(now)), watch, look: now }));
         }
@@ -409,7 +415,7 @@ mod tests {
     #[test]
     fn an_idle_tunnel_is_small() {
         let size = size_of::<Tunnel<TcpStream, TcpStream>>();
-        assert!(size <= 576, "{size} bytes");
+        assert!(size <= 768, "{size} bytes");
         let idle = Way::new(Sender::Server, bytes::BytesMut::with_capacity(4096).freeze());
         assert_eq!(idle.held(), 0, "it holds the buffer that was read ahead into");
     }

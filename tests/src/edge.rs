@@ -34,7 +34,7 @@ impl Edge {
             .set("proxy.max_connections_per_ip", 0)
             .set("proxy.head_timeout", "2s")
             .set("proxy.keepalive_timeout", "500ms")
-            .set("proxy.drain_timeout", "1s");
+            .set("proxy.drain.timeout", "1s");
         let spec = set.iter().fold(spec, |spec, (key, value)| spec.set(key, value));
         let process = spec.start(&[("proxy.listen", &listen)]).await;
         Edge { process, server, listen }

@@ -1,5 +1,5 @@
 //! `weir`, `weir run`, `weir check`, `weir conf`, `weir bench`; and the verbs for a running process,
-//! `weir reload`, `weir drain`, `weir status`, in `cli/ask.rs`.
+//! `weir reload`, `weir drain`, `weir upstream`, `weir status`, in `cli/ask.rs`.
 //!
 //! Exit codes: 0 done; 1 a listener could not be bound, a run failed, or an order was refused; 78 (`EX_CONFIG` of
 //! sysexits.h) the conf has mistakes. `weir bench` has its own, see there.
@@ -41,6 +41,8 @@ enum Command {
     Reload(ask::Target),
     /// Have a running process send its clients away, oldest first, and end; shows progress
     Drain(ask::DrainArgs),
+    /// Show the servers of upstreams, or set one: weir upstream app drain 10.0.0.3:3000
+    Upstream(ask::UpstreamArgs),
     /// What a running process is doing
     Status(ask::Target),
     /// Put load on a running system and report what arrived
@@ -78,6 +80,7 @@ pub fn main() -> ExitCode {
         },
         Some(Command::Reload(target)) => ask::reload(&target),
         Some(Command::Drain(args)) => ask::drain(&args),
+        Some(Command::Upstream(args)) => ask::upstream(&args),
         Some(Command::Status(target)) => ask::status(&target),
         Some(Command::Check { files }) => check(&files),
         Some(Command::Conf(source)) => source.sources().map_or_else(|code| code, |s| print_conf(&s)),

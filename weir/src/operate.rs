@@ -1,6 +1,8 @@
 //! What operators do to a running process: reload, drain, hand over, look. The CLI's verbs and the
 //! signals end here; HTTP around it is `weir_core::admin`.
 
+mod upstreams;
+
 use crate::handover::{self, Handed, Tier};
 use serde_json::{Value, json};
 use std::net::TcpListener;
@@ -100,6 +102,10 @@ impl Operator {
         Ok(self.status())
     }
 
+    fn proxy(&self) -> Result<&Control, Failure> {
+        self.proxy.as_ref().ok_or_else(|| Failure::unknown("this process has no proxy role"))
+    }
+
     fn status(&self) -> Value {
         let mut status = json!({
             "version": env!("CARGO_PKG_VERSION"),
@@ -168,7 +174,11 @@ impl Verbs for Operator {
                 "reload" => self.reload().await,
                 "drain" => self.drain(&order),
                 "status" => Ok(self.status()),
-                _ => Err(Failure::unknown("there is no such verb; known: reload, drain, status")),
+                "upstreams" => Ok(upstreams::list(self.proxy()?)),
+                "upstream" => upstreams::set(self.proxy()?, &order),
+                _ => Err(Failure::unknown(
+                    "there is no such verb; known: reload, drain, status, upstreams, upstream",
+                )),
             }
         })
     }

@@ -187,17 +187,12 @@ impl Rules<'_> {
                 );
                 self.mistake(&[&sticky, &format!("proxy.route[{i}].path_regex")], text);
             }
-            Sticky::Claim(_) if !verifies_tokens(route) => {
-                self.mistake(&[&sticky], "no token is verified on this route; accepted: another key");
+            Sticky::Claim(_) if route.gate.token.is_none() => {
+                self.mistake(&[&sticky], "no token is verified on this route; accepted: token with the name of a [proxy.token.NAME], or another key");
             }
             _ => {}
         }
     }
-}
-
-/// Claims are those of a token that the proxy itself has verified.
-fn verifies_tokens(_: &Route) -> bool {
-    false
 }
 
 const NOT_A_PATH: &str = "is not a path; accepted: \"/…\" as it reads decoded, without ?, #, %, ;, \\, spaces, empty and dot segments";

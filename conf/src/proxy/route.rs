@@ -16,6 +16,7 @@ pub(crate) use sticky::is_token;
 pub use sticky::{Affinity, SameSite, Secure, Sticky};
 pub use template::{Part, Template, Var};
 
+use super::admission::{Gate, RouteLimits};
 use super::tunnel::TunnelOverride;
 use crate::section::{Field, Reader, Section, Value};
 use crate::tree::{Item, Raw};
@@ -57,6 +58,9 @@ pub struct Route {
     pub access_log: bool,
     /// Over `[proxy.tunnel]`, key by key.
     pub tunnel: TunnelOverride,
+    /// Whom it lets in.
+    pub gate: Gate,
+    pub limits: RouteLimits,
 }
 
 /// The `Host` that a server gets.
@@ -95,6 +99,8 @@ impl Route {
             max_body_size: None,
             access_log: true,
             tunnel: TunnelOverride::default(),
+            gate: Gate::default(),
+            limits: RouteLimits::default(),
         }
     }
 
@@ -130,6 +136,8 @@ impl Route {
             max_body_size: s.find::<Bytes>("max_body_size").map(usize::from),
             access_log: s.find("access_log").unwrap_or(true),
             tunnel: Field::read_field(s, "tunnel"),
+            gate: Gate::read(s),
+            limits: RouteLimits::read(s),
         }
     }
 
@@ -178,7 +186,9 @@ impl Route {
         if let Some(size) = self.max_body_size {
             w.value("max_body_size", Bytes(size).write());
         }
+        self.gate.write(w);
         self.tunnel.write_field(w, "tunnel");
+        self.limits.write(w);
     }
 }
 

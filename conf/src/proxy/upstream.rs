@@ -206,7 +206,7 @@ impl Field for BTreeMap<String, Upstream> {
 }
 
 /// Short, and safe in metrics and variables.
-fn is_name(text: &str) -> bool {
+pub(super) fn is_name(text: &str) -> bool {
     let fits = |b: u8| b.is_ascii_alphanumeric() || b == b'-' || b == b'_';
     (1..=64).contains(&text.len()) && text.bytes().all(fits)
 }

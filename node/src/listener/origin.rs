@@ -4,7 +4,9 @@
 use http::header;
 use http::request::Parts;
 use std::net::IpAddr;
+use weir_conf::proxy::ForwardedHeader;
 use weir_conf::units::Cidr;
+use weir_core::client_addr::Trusted;
 use weir_wire::hop;
 use weir_wire::id::ConnId;
 
@@ -28,21 +30,9 @@ fn same_host(head: &Parts, origin: &str) -> bool {
     bare(host) == bare(of_origin)
 }
 
-/// The client's address: the peer's, or what trusted peers say: the last address in
-/// `X-Forwarded-For` that is none of them. What is no address ends the search.
+/// The client's address: the peer's, or what trusted peers say. They are Weir's proxies.
 pub fn client_address(head: &Parts, peer: IpAddr, trusted: &[Cidr]) -> IpAddr {
-    let is_trusted = |ip: IpAddr| trusted.iter().any(|net| net.contains(ip));
-    let mut client = peer.to_canonical();
-    let lines: Vec<&str> =
-        head.headers.get_all(hop::FORWARDED_FOR).iter().filter_map(|v| v.to_str().ok()).collect();
-    for entry in lines.iter().rev().flat_map(|line| line.rsplit(',')) {
-        if !is_trusted(client) {
-            break;
-        }
-        let Ok(ip) = entry.trim().parse::<IpAddr>() else { break };
-        client = ip.to_canonical();
-    }
-    client
+    Trusted::new(trusted).client(peer, &head.headers, ForwardedHeader::XForwardedFor).client
 }
 
 /// The name that a trusted peer gave the connection, or a new one.

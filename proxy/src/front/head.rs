@@ -71,7 +71,9 @@ pub fn parse(bytes: &[u8]) -> Result<Head, Bad> {
         Ok(httparse::Status::Complete(n)) if n == bytes.len() => {}
         Ok(_) => return Err(bad("head ends early")),
         Err(httparse::Error::TooManyHeaders) => return Err(Bad { status: 431, why: "too many headers" }),
-        Err(httparse::Error::Version) => return Err(Bad { status: 505, why: "HTTP version" }),
+        Err(httparse::Error::Version) if names_http(bytes) => {
+            return Err(Bad { status: 505, why: "HTTP version" });
+        }
         Err(_) => return Err(bad("malformed head")),
     }
     let method = Method::from_bytes(request.method.unwrap_or_default().as_bytes())
@@ -94,6 +96,12 @@ pub fn parse(bytes: &[u8]) -> Result<Head, Bad> {
     let (mut parts, ()) = http::Request::new(()).into_parts();
     (parts.method, parts.uri, parts.version, parts.headers) = (method, uri, version, headers);
     Ok(Head { parts, body })
+}
+
+/// Whether the request line ends with some version of HTTP.
+fn names_http(head: &[u8]) -> bool {
+    let line = head.split(|b| *b == b'\r').next().unwrap_or_default();
+    line.rsplit(|b| *b == b' ').next().is_some_and(|version| version.starts_with(b"HTTP/"))
 }
 
 /// CGI, WSGI and their like turn `-` and `_` into the same variable: `X_Forwarded_For` would
@@ -267,6 +275,7 @@ mod tests {
             ("GET / HTTP/1.1 \r\nHost: a\r\n\r\n".into(), 400),
             ("G(T / HTTP/1.1\r\nHost: a\r\n\r\n".into(), 400),
             ("GET / HTTP/2.0\r\nHost: a\r\n\r\n".into(), 505),
+            ("PROXY TCP4 1.2.3.4 5.6.7.8 1 2\r\nHost: a\r\n\r\n".into(), 400),
             ("CONNECT a:80 HTTP/1.1\r\nHost: a\r\n\r\n".into(), 405),
             ("TRACE / HTTP/1.1\r\nHost: a\r\n\r\n".into(), 405),
             ("GET http://a/ HTTP/1.1\r\n\r\n".into(), 400),

@@ -65,6 +65,7 @@ fn fixed(answer: &Answer, vars: &Vars) -> Response<Bytes> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::admit::gate::Gate;
     use weir_conf::{Sources, load};
     use weir_wire::id::ConnId;
 
@@ -76,7 +77,7 @@ mod tests {
             weir_conf::proxy::Action::Redirect(redirect) => Action::Redirect(redirect.clone()),
             weir_conf::proxy::Action::To(_) => panic!("leads on"),
         };
-        let route = Route::new(0, &proxy.route[0], &proxy, action);
+        let route = Route::new(0, &proxy.route[0], &proxy, action, Gate::open());
         let head = http::Request::get(uri).body(()).unwrap().into_parts().0;
         let vars =
             Vars { client: "1.2.3.4".parse().unwrap(), host: host.into(), conn: ConnId::from_random(7) };

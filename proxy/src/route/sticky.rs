@@ -40,15 +40,23 @@ impl Key {
     /// A request without the key that the route asks for is spread by its address, so that it still
     /// comes back to the same server.
     pub fn pick(&self, known: &Known<'_>, servers: impl Iterator<Item = String>, now: SystemTime) -> Pick {
+        if let Key::Affinity(affinity) = self {
+            return by_cookie(affinity, known, servers, now);
+        }
+        let key = self.given(known).unwrap_or_else(|| known.client.to_string().into_bytes());
+        Pick { key, prefer: None, issue: None }
+    }
+
+    /// What the request itself brings of it.
+    pub fn given(&self, known: &Known<'_>) -> Option<Vec<u8>> {
         let key = match self {
-            Key::Affinity(affinity) => return by_cookie(affinity, known, servers, now),
+            Key::Affinity(_) => None,
             Key::Of(sticky) => from_request(sticky, known),
             Key::Group(regex, group) => {
                 regex.captures(known.path).and_then(|groups| groups.get(*group).map(|g| g.to_vec()))
             }
         };
-        let key = key.filter(|key| !key.is_empty()).unwrap_or_else(|| known.client.to_string().into_bytes());
-        Pick { key, prefer: None, issue: None }
+        key.filter(|key| !key.is_empty())
     }
 }
 

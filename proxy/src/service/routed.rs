@@ -1,12 +1,14 @@
 //! From an admitted request to its end: the route is found and does what it says, be it an answer of its
 //! own, a tunnel, the node of this process, or Pingora's path.
 
-use super::{From, Next, Places, Service};
+use super::{Next, Service};
 use crate::access::{Access, End};
-use crate::admit::AddressPlace;
+use crate::admit::counts::KeyPlace;
+use crate::admit::gate::{Admitted, AtGate};
 use crate::answer;
 use crate::client::Client;
 use crate::forward;
+use crate::front::arrive::{From, OfRequest, Permit, Places};
 use crate::front::head::{Body, Head};
 use crate::local::{H1Exchange, LogAtEnd, Status};
 use crate::plain::{self, Passage};
@@ -16,10 +18,12 @@ use crate::route::{Action, Asked, Route, Target, path};
 use crate::snapshot::Snapshot;
 use crate::tunnel::greet::{self, Greeted};
 use crate::tunnel::{Held, Tunnel};
+use http::request::Parts;
 use pingora_core::apps::HttpServerApp;
 use pingora_core::protocols::http::ServerSession;
 use pingora_core::server::ShutdownWatch;
 use prometheus_client::metrics::histogram::Histogram;
+use serde_json::{Map, Value};
 use std::sync::Arc;
 use std::time::SystemTime;
 use weir_core::accept::{Acceptor, Request};
@@ -29,7 +33,7 @@ use weir_core::drain::Busy;
 pub(super) struct Asking {
     pub(super) client: Client,
     pub(super) places: Places,
-    pub(super) own_address: Option<AddressPlace>,
+    pub(super) own_address: Option<KeyPlace>,
     pub(super) busy: Busy,
     pub(super) head: Head,
     pub(super) from: From,
@@ -55,13 +59,29 @@ impl Service {
             return self.fail(asking, 404, "no_route").await;
         };
         asking.access.found(route);
+        let client = asking.from.client;
+        let key = |head: &Parts, claims: Option<&Map<String, Value>>| {
+            route.key_of(&Known { head, path: &tidy, client, claims })
+        };
+        let websocket = asking.websocket;
+        let at = AtGate { head: &mut asking.head.parts, client, websocket, sticky: &key };
+        let admitted = match route.gate.admit(&snapshot.admit, at).await {
+            Ok(admitted) => admitted,
+            Err(refused) => {
+                let Asking { client, access, places, own_address, .. } = asking;
+                // While it is answered, its places are others'.
+                drop((places, own_address));
+                return self.refuse(snapshot, client, refused, &access, websocket).await;
+            }
+        };
         let target = match &route.action {
             Action::Forward(target) => target,
             Action::Answer(_) | Action::Redirect(_) => return self.reply(asking, route).await,
         };
         let upstream = target.upstream();
         asking.access.upstream = Some(upstream.name.clone());
-        let known = Known { head: &asking.head.parts, path: &tidy, client: asking.from.client, claims: None };
+        let claims = admitted.proof.as_ref().map(|proof| &proof.claims);
+        let known = Known { head: &asking.head.parts, path: &tidy, client, claims };
         let (pick, hash) = route.pick(&known, upstream, SystemTime::now());
         asking.access.key = Some(hash);
         if matches!(asking.head.body, Body::Length(n) if route.max_body_size > 0 && n > route.max_body_size) {
@@ -70,28 +90,32 @@ impl Service {
         if let Err(bad) = route.prepare(&mut asking.head.parts, &tidy, &asking.access, asking.from.trusted) {
             return self.fail(asking, bad.status, "rewritten_path").await;
         }
-        if asking.websocket {
-            return self.handshake(snapshot, route, target, pick, asking).await;
+        if let Some(proof) = &admitted.proof {
+            proof.pass_on(&mut asking.head.parts.headers);
+        }
+        if websocket {
+            return self.handshake(snapshot, (route, target), pick, asking, admitted).await;
         }
         let plan = upstream.plan(&pick.key, pick.prefer.as_deref()).on_behalf_of(asking.from.ends);
         let Asking { client, places, own_address, busy: _until_answered, head, access, wants_close, .. } =
             asking;
+        let held = (own_address, admitted.held);
         let passage = Passage { plan, access, route: route.clone(), issue: pick.issue };
-        self.plain(client, (places, own_address), head, passage, wants_close, shutdown).await
+        self.plain(client, (places, held), head, passage, wants_close, shutdown).await
     }
 
     async fn handshake(
         self: &Arc<Self>,
         snapshot: &Snapshot,
-        route: &Arc<Route>,
-        target: &Target,
+        (route, target): (&Arc<Route>, &Target),
         pick: Pick,
         mut asking: Asking,
+        admitted: Admitted,
     ) -> Next {
         forward::mark_upgrade(&mut asking.head.parts.headers);
         let upstream = match target {
             Target::Node { acceptor, .. } => {
-                self.hand_over(acceptor, route, asking);
+                self.hand_over(acceptor, route, asking, admitted);
                 return Next::Done;
             }
             Target::Upstream(upstream) => upstream,
@@ -100,18 +124,20 @@ impl Service {
         let Asking { mut client, places, own_address, busy, head, mut access, .. } = asking;
         let deadlines = route.deadlines;
         let mut greeted = greet::greet(&mut plan, &head.parts, deadlines, &mut access, client.gone()).await;
+        drop(admitted.handshake);
         let mut at_server = None;
         if let Greeted::Accepted(_, server, _, permit) = &mut greeted {
             at_server = permit.take();
             let _unsupported_matters_not = server.watch_peer(&snapshot.conf);
         }
-        let permit = (places.place, places.address.or(own_address), busy, at_server);
-        let held = Held { access, conf: route.tunnel.clone(), _permit: permit };
+        let permit: Permit = (places, (own_address, admitted.held), busy);
+        let until = admitted.proof.and_then(|proof| proof.close_at).map(Into::into);
+        let held = Held { access, conf: route.tunnel.clone(), until, _permit: (permit, at_server) };
         self.tunnel(client, greeted, route, pick.issue, held).await
     }
 
     /// To the node of this process, which has the connection from here on.
-    fn hand_over(&self, node: &Arc<dyn Acceptor>, route: &Arc<Route>, asking: Asking) {
+    fn hand_over(&self, node: &Arc<dyn Acceptor>, route: &Arc<Route>, asking: Asking, admitted: Admitted) {
         let Asking { client, places, own_address, busy, head, from, access, .. } = asking;
         self.outcome(&access, "handed_to_node");
         let status = Status::default();
@@ -122,8 +148,10 @@ impl Service {
             vars: access.vars(),
             latency: self.latency(&access),
             began: access.started,
+            handshake: admitted.handshake,
         });
-        let permit = Box::new(((places, own_address, busy), LogAtEnd { access, status }));
+        let held: Permit = (places, (own_address, admitted.held), busy);
+        let permit = Box::new((held, LogAtEnd { access, status }));
         node.accept(Request { head: head.parts, client: from.client, conn: from.conn, exchange, permit });
     }
 
@@ -162,6 +190,9 @@ impl Service {
                 let mut out = answer::status_line(http::StatusCode::SWITCHING_PROTOCOLS);
                 forward::write_headers(&headers, &mut out);
                 out.extend_from_slice(b"\r\n");
+                // Before the client knows of it: whoever drains from then on finds this tunnel.
+                let text = |name: &Option<Arc<str>>| name.clone().unwrap_or_default();
+                let seat = self.open.enter(text(&held.access.upstream), text(&held.access.server));
                 if answer::write(&mut tcp, &out).await.is_err() {
                     self.outcome(&held.access, "client_gone");
                     held.access.log("websocket", End { status: 0, bytes: None, cause: "client_gone" });
@@ -169,8 +200,6 @@ impl Service {
                 }
                 self.outcome(&held.access, "accepted");
                 self.latency(&held.access).observe(held.access.started.elapsed().as_secs_f64());
-                let text = |name: &Option<Arc<str>>| name.clone().unwrap_or_default();
-                let seat = self.open.enter(text(&held.access.upstream), text(&held.access.server));
                 // A task of its own: the memory of this one, sized for Pingora's path, is free again.
                 tokio::spawn(Tunnel::new((tcp, from_client), (server, from_server), seat, held));
                 Next::Done
@@ -222,7 +251,7 @@ impl Service {
     async fn plain(
         self: &Arc<Self>,
         mut client: Client,
-        (places, _own_address): (Places, Option<AddressPlace>),
+        (places, _of_request): (Places, OfRequest),
         head: Head,
         passage: Passage,
         wants_close: bool,

@@ -37,6 +37,7 @@ pub enum Why {
     HalfClosed,
     NoPong,
     Age,
+    Expired,
     ClientStalled,
     ServerStalled,
 }
@@ -61,6 +62,7 @@ pub struct Watch {
     /// A ping is out, since when, and what had been heard before it.
     pinged: Option<(Instant, u64)>,
     ends: Option<Instant>,
+    expires: Option<Instant>,
 }
 
 /// A count, and since when it has not changed.
@@ -91,8 +93,15 @@ impl Watch {
             client_takes: mark(seen.client_takes.unwrap_or_default()),
             half_closed: seen.half_closed,
             pinged: None,
+            expires: None,
             ends: (!conf.max_age.is_zero()).then(|| opened + conf.max_age.mul_f64(1.0 - jitter)),
         }
+    }
+
+    /// It ends then at the latest: its token does.
+    pub fn until(mut self, expires: Option<Instant>) -> Watch {
+        self.expires = expires;
+        self
     }
 
     /// Whether a tunnel has something to be watched from its beginning.
@@ -107,9 +116,10 @@ impl Watch {
 
     pub fn look(&mut self, conf: &Tunnel, seen: Seen, now: Instant) -> Look {
         let mut next = Next { at: None, now };
-        if let Some(ends) = self.ends {
+        for (ends, why) in [(self.expires, Why::Expired), (self.ends, Why::Age)] {
+            let Some(ends) = ends else { continue };
             if now >= ends {
-                return Look::End(Why::Age);
+                return Look::End(why);
             }
             next.no_later_than(ends);
         }
@@ -268,10 +278,10 @@ mod tests {
         let (_, at, pinged) = run(&pings, 0.0, answers);
         assert!(at >= 1000 * S && pinged.len() > 10, "{at:?} {pinged:?}");
         let speaks = |passed: Duration| Seen { heard: passed.as_secs() / 5, ..Seen::default() };
-        assert_eq!(run(&pings, 0.0, speaks).2, []);
+        assert!(run(&pings, 0.0, speaks).2.is_empty());
         // What waits for it comes first.
         let behind = |passed: Duration| Seen { client_takes: Some(passed.as_secs()), ..Seen::default() };
-        assert_eq!(run(&pings, 0.0, behind).2, []);
+        assert!(run(&pings, 0.0, behind).2.is_empty());
     }
 
     #[test]

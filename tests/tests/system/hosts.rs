@@ -130,7 +130,7 @@ async fn games_with_hosts_and_targets() {
         .set("proxy.upstream.inner.servers", servers(&inner))
         .set("proxy.max_connections_per_ip", 0)
         .set("proxy.keepalive_timeout", "500ms")
-        .set("proxy.drain_timeout", "1s")
+        .set("proxy.drain.timeout", "1s")
         .start(&[("proxy.listen", &listen)])
         .await;
     let rows = [hosts(), targets()].concat();

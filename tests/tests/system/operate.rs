@@ -209,3 +209,36 @@ async fn weir_drain_goes_at_its_pace_shows_progress_and_ends_the_process() {
     assert!(took > Duration::from_millis(1500) && took < Duration::from_secs(4), "30 at 15/s took {took:?}");
     assert!(edge.weir.exit().await.success());
 }
+
+#[tokio::test]
+async fn servers_are_drained_and_set_down_by_name_and_it_is_kept() {
+    let edge = Edge::start().await;
+    let server = edge.app.to_string();
+    let mut open = try_open(edge.proxy.addr(), "a.test").await.unwrap();
+    let (code, out, err) = edge.ask(&["upstream", "app", "drain", &server]).await;
+    assert_eq!((code, out.trim_end()), (0, &*format!("app: {server}: draining")), "{err}");
+    assert!(try_open(edge.proxy.addr(), "a.test").await.unwrap_err().contains("503"));
+    echoes(&mut open).await;
+    let (code, ..) =
+        edge.reload(&conf(&[&edge.proxy], &edge.app, "a.test", "keepalive_timeout = \"5s\"")).await;
+    assert_eq!(code, 0);
+    let (_, out, _) = edge.ask(&["upstream"]).await;
+    assert!(out.starts_with("app\n") && out.contains(&server) && out.contains("draining"), "{out}");
+    assert!(out.contains("1 open"), "{out}");
+
+    let (code, ..) = edge.ask(&["upstream", "app", "down", &server]).await;
+    assert_eq!(code, 0);
+    let end = within("its tunnels go", open.next()).await.unwrap().unwrap();
+    assert!(matches!(end, Message::Close(Some(frame)) if u16::from(frame.code) == 1012));
+    let (code, ..) = edge.ask(&["upstream", "app", "up", &server]).await;
+    assert_eq!(code, 0);
+    try_open(edge.proxy.addr(), "a.test").await.unwrap();
+
+    for (order, why) in [
+        (["upstream", "none", "up", &server], "there is no upstream"),
+        (["upstream", "app", "up", "10.0.0.9:1"], "there is no server"),
+    ] {
+        let (code, _, err) = edge.ask(&order).await;
+        assert!(code == 1 && err.contains(why), "{err}");
+    }
+}

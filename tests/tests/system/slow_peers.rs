@@ -195,7 +195,7 @@ async fn clients_that_never_read_cost_a_buffer_and_leave_nothing() {
 
 #[tokio::test]
 async fn a_client_that_never_reads_is_idle_in_the_end() {
-    let edge = edge(&[("proxy.idle_timeout", "1s")]).await;
+    let edge = edge(&[("proxy.tunnel.idle_timeout", "1s")]).await;
     let _deaf = (open(&edge, "/+flood").await, open(&edge, "/+deaf").await);
     released(&edge, "clients that stay and do not read").await;
     until("it is counted", || async {

@@ -46,6 +46,70 @@ pub struct DrainArgs {
     no_wait: bool,
 }
 
+#[derive(Args)]
+pub struct UpstreamArgs {
+    #[command(flatten)]
+    target: Target,
+    /// Of this upstream only
+    name: Option<String>,
+    /// What the server is to be: nobody new (drain), nobody at all (down), or in service (up)
+    #[arg(requires = "server")]
+    state: Option<Wanted>,
+    /// The server's name as it is shown, or its entry in the conf
+    server: Option<String>,
+}
+
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum Wanted {
+    Up,
+    Drain,
+    Down,
+}
+
+pub fn upstream(args: &UpstreamArgs) -> ExitCode {
+    if let (Some(name), Some(state), Some(server)) = (&args.name, args.state, &args.server) {
+        let state = match state {
+            Wanted::Up => "up",
+            Wanted::Drain => "draining",
+            Wanted::Down => "down",
+        };
+        let order = json!({ "upstream": name, "server": server, "state": state });
+        return ordered(&args.target, "upstream", order, |answer| {
+            println!("{name}: {}: {state}", list(&answer["servers"]).join(", "));
+        });
+    }
+    done(async {
+        let answer = args.target.process()?.order("upstreams", Value::Null).await?;
+        let all = answer.as_object().into_iter().flatten();
+        let mut wanted = all.filter(|(name, _)| args.name.as_ref().is_none_or(|n| n == *name)).peekable();
+        if let (None, Some(name)) = (wanted.peek(), &args.name) {
+            return Err(format!("there is no upstream {name:?}"));
+        }
+        for (name, servers) in wanted {
+            println!("{name}");
+            servers.as_array().into_iter().flatten().for_each(show);
+        }
+        Ok(())
+    })
+}
+
+fn show(server: &Value) {
+    let text = |key: &str| server[key].as_str().unwrap_or_default();
+    let health = if server["healthy"].as_bool() == Some(false) { ", unhealthy" } else { "" };
+    let failure = match (server["last_failure"]["cause"].as_str(), server["last_failure"]["ago_s"].as_u64()) {
+        (Some(cause), Some(ago)) => format!(", last failure {cause} {ago} s ago"),
+        _ => String::new(),
+    };
+    println!(
+        "  {:<28} {:<8} breaker {}{health}, {} open, weight {}{failure}",
+        text("server"),
+        text("state"),
+        text("breaker"),
+        server["open"],
+        server["weight"]
+    );
+}
+
 pub fn reload(target: &Target) -> ExitCode {
     ordered(target, "reload", Value::Null, |answer| {
         for warning in list(&answer["warnings"]) {

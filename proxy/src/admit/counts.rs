@@ -1,0 +1,96 @@
+//! Who is in: open connections in total, by address, by route, by key. A place is given back when
+//! it is dropped, whatever conf is in force by then.
+
+use super::key::Key;
+use dashmap::DashMap;
+use dashmap::mapref::entry::Entry;
+use prometheus_client::metrics::gauge::Gauge;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+
+/// One of the process's open connections. The figure that is shown is the one that limits.
+pub struct Place(Gauge);
+
+impl Place {
+    /// `max` 0: no limit.
+    pub fn among(total: &Gauge, max: usize) -> Option<Place> {
+        let max = if max == 0 { i64::MAX } else { i64::try_from(max).unwrap_or(i64::MAX) };
+        let place = Place(total.clone());
+        let before = total.inc();
+        (before < max).then_some(place) // dropping it gives it back
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}
+
+/// How many each client has open; as many entries as there are clients.
+#[derive(Default)]
+pub struct Counts(DashMap<Key, usize>);
+
+/// One of a client's.
+pub struct KeyPlace {
+    counts: Arc<Counts>,
+    key: Key,
+}
+
+impl Counts {
+    /// `Ok(None)`: not limited (`max` 0), and so not counted.
+    pub fn place(self: &Arc<Self>, key: Key, max: usize) -> Result<Option<KeyPlace>, ()> {
+        if max == 0 {
+            return Ok(None);
+        }
+        let mut open = self.0.entry(key).or_insert(0);
+        if *open >= max {
+            return Err(());
+        }
+        *open += 1;
+        Ok(Some(KeyPlace { counts: self.clone(), key }))
+    }
+
+    #[cfg(test)]
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+impl Drop for KeyPlace {
+    fn drop(&mut self) {
+        if let Entry::Occupied(mut open) = self.counts.0.entry(self.key) {
+            match open.get().saturating_sub(1) {
+                0 => drop(open.remove()),
+                left => *open.get_mut() = left,
+            }
+        }
+    }
+}
+
+/// A number of things under way.
+#[derive(Clone, Default)]
+pub struct Tally(Arc<AtomicUsize>);
+
+/// One of them.
+pub struct Tallied(Arc<AtomicUsize>);
+
+impl Tally {
+    /// `max` 0: no limit.
+    pub fn place(&self, max: usize) -> Option<Tallied> {
+        let place = Tallied(self.0.clone());
+        let before = self.0.fetch_add(1, Relaxed);
+        (max == 0 || before < max).then_some(place) // dropping it gives it back
+    }
+
+    #[cfg(test)]
+    pub fn open(&self) -> usize {
+        self.0.load(Relaxed)
+    }
+}
+
+impl Drop for Tallied {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Relaxed);
+    }
+}
