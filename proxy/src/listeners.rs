@@ -2,7 +2,7 @@
 //! closes what is gone; all others stay as they are, queued connections and all.
 
 use crate::error::BindError;
-use crate::tunnel::watch_peer;
+use crate::tunnel::presence::watch_peer;
 use socket2::SockRef;
 use std::collections::BTreeMap;
 use std::net::{SocketAddr, TcpListener};

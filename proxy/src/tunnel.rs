@@ -28,7 +28,6 @@ use presence::{Peer, Presence};
 use register::{Seat, Told};
 use relay::{Flow, Way, with_scratch};
 use std::future::Future;
-use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -40,8 +39,6 @@ use weir_conf::proxy::Tunnel as Conf;
 
 /// A tunnel that is told to end has this long: for frames under way to end, and for the peers' answers.
 const LEAVE: Duration = Duration::from_secs(2);
-/// Between two probes of a peer that does not answer.
-const PROBES: Duration = Duration::from_secs(15);
 
 /// What an open tunnel holds besides its sockets. Kept small: there are thousands.
 pub struct Held {
@@ -131,6 +128,12 @@ impl Cause {
             Cause::Protocol => "protocol",
             Cause::Drained => "drained",
         }
+    }
+
+    /// Nothing came, or nothing was taken, for too long.
+    fn is_silence(self) -> bool {
+        use Cause::{ClientStalled, HalfClosed, Idle, NoPong, ServerStalled};
+        matches!(self, Idle | HalfClosed | NoPong | ClientStalled | ServerStalled)
     }
 
     /// How a tunnel that ends for it takes its leave.
@@ -375,6 +378,11 @@ where
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         let this = self.get_mut();
         let cause = std::task::ready!(this.poll_end(cx));
+        if cause.is_silence() {
+            // Whoever took nothing gets to know now, and the kernel does not keep the bytes for minutes.
+            this.up.is_stuck().then(|| this.server.reset_on_close());
+            this.down.is_stuck().then(|| this.client.reset_on_close());
+        }
         let metrics = this.seat.metrics();
         metrics.tunnel_ends.get_or_create(&CauseLabel { cause: cause.as_str() }).inc();
         this.held.access.log_tunnel(&TunnelEnd {
@@ -385,25 +393,6 @@ where
         });
         Poll::Ready(())
     }
-}
-
-/// Lets the kernel notice a peer that vanished without a word. Set on a listener, its connections have it
-/// from their beginning.
-pub fn watch_peer<'s>(
-    socket: impl Into<socket2::SockRef<'s>>,
-    conf: &weir_conf::proxy::Proxy,
-) -> io::Result<()> {
-    let socket = socket.into();
-    if !conf.tcp_keepalive.is_zero() {
-        let probes = socket2::TcpKeepalive::new().with_time(conf.tcp_keepalive).with_interval(PROBES);
-        socket.set_tcp_keepalive(&probes)?;
-    }
-    #[cfg(target_os = "linux")]
-    if !conf.tcp_user_timeout.is_zero() {
-        // It also says how many probes without an answer are too many.
-        socket.set_tcp_user_timeout(Some(conf.tcp_user_timeout))?;
-    }
-    Ok(())
 }
 
 #[cfg(test)]

@@ -6,10 +6,15 @@
 
 use crate::upstream::stream::ServerStream;
 use std::future::Future;
+use std::io;
 use std::pin::pin;
 use std::task::{Context, Poll, Waker};
+use std::time::Duration;
 use tokio::io::{Interest, Ready};
 use tokio::net::{TcpStream, UnixStream};
+
+/// Between two probes of a peer that does not answer.
+const PROBES: Duration = Duration::from_secs(15);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Presence {
@@ -22,10 +27,13 @@ pub enum Presence {
 
 pub trait Peer {
     fn presence(&self) -> Presence;
+
+    /// Closing throws away what the kernel still has to send, and tells the peer so.
+    fn reset_on_close(&self);
 }
 
 /// What the last event of the kernel said; it costs no system call.
-fn told(ready: impl Future<Output = std::io::Result<Ready>>) -> Presence {
+fn told(ready: impl Future<Output = io::Result<Ready>>) -> Presence {
     match pin!(ready).poll(&mut Context::from_waker(Waker::noop())) {
         Poll::Ready(Ok(ready)) if ready.is_write_closed() => Presence::Gone,
         Poll::Ready(Ok(ready)) if ready.is_read_closed() => Presence::Ended,
@@ -40,18 +48,49 @@ impl Peer for TcpStream {
     fn presence(&self) -> Presence {
         told(self.ready(BOTH))
     }
+
+    fn reset_on_close(&self) {
+        // It fails where the connection is gone.
+        let _ = self.set_zero_linger();
+    }
 }
 
 impl Peer for UnixStream {
     fn presence(&self) -> Presence {
         told(self.ready(BOTH))
     }
+
+    /// What waits is in the peer's own buffer.
+    fn reset_on_close(&self) {}
 }
 
 impl Peer for ServerStream {
     fn presence(&self) -> Presence {
-        self.socket(|tcp| tcp.presence(), |unix| unix.presence())
+        self.socket(Peer::presence, Peer::presence)
     }
+
+    fn reset_on_close(&self) {
+        self.socket(Peer::reset_on_close, Peer::reset_on_close);
+    }
+}
+
+/// Lets the kernel notice a peer that vanished without a word. Set on a listener, its connections have it
+/// from their beginning.
+pub fn watch_peer<'s>(
+    socket: impl Into<socket2::SockRef<'s>>,
+    conf: &weir_conf::proxy::Proxy,
+) -> io::Result<()> {
+    let socket = socket.into();
+    if !conf.tcp_keepalive.is_zero() {
+        let probes = socket2::TcpKeepalive::new().with_time(conf.tcp_keepalive).with_interval(PROBES);
+        socket.set_tcp_keepalive(&probes)?;
+    }
+    #[cfg(target_os = "linux")]
+    if !conf.tcp_user_timeout.is_zero() {
+        // It also says how many probes without an answer are too many.
+        socket.set_tcp_user_timeout(Some(conf.tcp_user_timeout))?;
+    }
+    Ok(())
 }
 
 #[cfg(test)]

@@ -258,7 +258,8 @@ async fn tunnels_to_servers_that_never_read_cost_a_buffer_and_leave_nothing() {
 async fn uploads_to_servers_that_never_read_cost_a_buffer_and_leave_nothing() {
     let upload = "POST /deaf HTTP/1.1\r\nHost: a\r\nContent-Length: 1000000000\r\n\r\n";
     // Bytes that the client's kernel has not got rid of stand before its end, which nobody can see.
-    servers_never_read("uploads", upload, &[("proxy.write_timeout", "5s")]).await;
+    servers_never_read("uploads", upload, &[("proxy.write_timeout", "3s"), ("proxy.read_timeout", "3s")])
+        .await;
 }
 
 /// Its end stands behind bytes that nobody takes, and so cannot be read.
