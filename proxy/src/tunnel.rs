@@ -80,6 +80,8 @@ struct Left {
     cause: Cause,
     /// Passed on up to here; what comes now is looked at only for the peers' answers.
     frames: (u64, u64),
+    /// Since before: the server or the client took nothing of what waited for it.
+    stuck: (bool, bool),
 }
 
 /// Why a tunnel ended.
@@ -312,8 +314,9 @@ where
     /// From here on nothing is relayed but the rest of frames under way.
     fn leave(&mut self, cause: Cause) {
         let frames = self.frames();
+        let stuck = (self.up.is_stuck(), self.down.is_stuck());
         let leaving = Leaving::new(&mut self.up, &mut self.down, cause.manner());
-        self.leaving = Some(Box::new(Left { leaving, cause, frames }));
+        self.leaving = Some(Box::new(Left { leaving, cause, frames, stuck }));
         let until = Instant::now() + LEAVE;
         match &mut self.timer {
             Some(timer) => timer.sleep.as_mut().reset(until),
@@ -378,10 +381,10 @@ where
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         let this = self.get_mut();
         let cause = std::task::ready!(this.poll_end(cx));
-        if cause.is_silence() {
+        if let Some(left) = this.leaving.as_ref().filter(|left| left.cause.is_silence()) {
             // Whoever took nothing gets to know now, and the kernel does not keep the bytes for minutes.
-            this.up.is_stuck().then(|| this.server.reset_on_close());
-            this.down.is_stuck().then(|| this.client.reset_on_close());
+            (left.stuck.0 && this.up.is_stuck()).then(|| this.server.reset_on_close());
+            (left.stuck.1 && this.down.is_stuck()).then(|| this.client.reset_on_close());
         }
         let metrics = this.seat.metrics();
         metrics.tunnel_ends.get_or_create(&CauseLabel { cause: cause.as_str() }).inc();
