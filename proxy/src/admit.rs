@@ -169,7 +169,7 @@ impl Admit {
 
     /// Leave to answer a refused connection with patience.
     pub fn linger(&self) -> Option<Tallied> {
-        self.lasting.lingering.place(MAX_LINGERING)
+        self.lasting.lingering.place(MAX_LINGERING).ok().flatten()
     }
 
     /// Throws away what a client sent under the names of headers with claims, in their disguises too:

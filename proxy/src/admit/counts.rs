@@ -31,11 +31,8 @@ impl Drop for Place {
 #[derive(Default)]
 pub struct Counts(DashMap<Key, usize>);
 
-/// One of a client's.
-pub struct KeyPlace {
-    counts: Arc<Counts>,
-    key: Key,
-}
+/// One of a client's. Boxed: most kinds are off, and every tunnel has room for all of them.
+pub struct KeyPlace(Box<(Arc<Counts>, Key)>);
 
 impl Counts {
     /// `Ok(None)`: not limited (`max` 0), and so not counted.
@@ -48,7 +45,7 @@ impl Counts {
             return Err(());
         }
         *open += 1;
-        Ok(Some(KeyPlace { counts: self.clone(), key }))
+        Ok(Some(KeyPlace(Box::new((self.clone(), key)))))
     }
 
     #[cfg(test)]
@@ -59,7 +56,8 @@ impl Counts {
 
 impl Drop for KeyPlace {
     fn drop(&mut self) {
-        if let Entry::Occupied(mut open) = self.counts.0.entry(self.key) {
+        let (counts, key) = &*self.0;
+        if let Entry::Occupied(mut open) = counts.0.entry(*key) {
             match open.get().saturating_sub(1) {
                 0 => drop(open.remove()),
                 left => *open.get_mut() = left,
@@ -76,11 +74,14 @@ pub struct Tally(Arc<AtomicUsize>);
 pub struct Tallied(Arc<AtomicUsize>);
 
 impl Tally {
-    /// `max` 0: no limit.
-    pub fn place(&self, max: usize) -> Option<Tallied> {
+    /// `Ok(None)`: not limited (`max` 0), and so not counted.
+    pub fn place(&self, max: usize) -> Result<Option<Tallied>, ()> {
+        if max == 0 {
+            return Ok(None);
+        }
         let place = Tallied(self.0.clone());
         let before = self.0.fetch_add(1, Relaxed);
-        (max == 0 || before < max).then_some(place) // dropping it gives it back
+        if before < max { Ok(Some(place)) } else { Err(()) } // dropping it gives it back
     }
 
     #[cfg(test)]

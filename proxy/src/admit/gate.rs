@@ -58,13 +58,8 @@ pub struct Admitted {
     pub handshake: Option<Slot>,
 }
 
-/// Its places in the route.
-#[derive(Default)]
-pub struct Held {
-    _open: Option<Tallied>,
-    _per_ip: Option<KeyPlace>,
-    _per_key: Option<KeyPlace>,
-}
+/// Its places in the route, where that has limits. Small: every tunnel has one.
+pub type Held = Option<Box<(Option<Tallied>, Option<KeyPlace>, Option<KeyPlace>)>>;
 
 /// What makes a route the same one in the next conf: its name, what requests must fit, what it does.
 pub fn identity(route: &Route) -> String {
@@ -95,14 +90,14 @@ impl RouteState {
 
     fn places(&self, address: Key, key: Key) -> Result<Held, Refused> {
         let limits = &self.limits;
-        let open = self.open.place(limits.max_connections).ok_or(Refused::full("route_connections"))?;
+        let open =
+            self.open.place(limits.max_connections).map_err(|()| Refused::full("route_connections"))?;
         let per_ip = self.per_ip.place(address, limits.max_connections_per_ip);
+        let per_ip = per_ip.map_err(|()| Refused::full("route_connections_per_ip"))?;
         let per_key = self.per_key.place(key, limits.max_connections_per_key);
-        Ok(Held {
-            _open: Some(open),
-            _per_ip: per_ip.map_err(|()| Refused::full("route_connections_per_ip"))?,
-            _per_key: per_key.map_err(|()| Refused::full("connections_per_key"))?,
-        })
+        let per_key = per_key.map_err(|()| Refused::full("connections_per_key"))?;
+        let counted = open.is_some() || per_ip.is_some() || per_key.is_some();
+        Ok(counted.then(|| Box::new((open, per_ip, per_key))))
     }
 
     #[cfg(test)]
