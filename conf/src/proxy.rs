@@ -62,6 +62,8 @@ pub struct Proxy {
     pub handshake_timeout: Duration,
     /// Silence of a server over the answer to a plain request; over it 504, or the answer is cut.
     pub read_timeout: Duration,
+    /// For a piece of a plain request or its answer to be taken; over it the request ends.
+    pub write_timeout: Duration,
     /// Largest body of a plain request; over it 413. 0: no limit.
     pub max_body_size: usize,
     /// Whether servers get `Forwarded` (RFC 7239) besides `X-Forwarded-…`.
@@ -128,6 +130,7 @@ keys!(Proxy {
     connect_tries in 1..=100,
     handshake_timeout in TICK..,
     read_timeout in TICK..,
+    write_timeout in TICK..,
     max_body_size as Bytes,
     forwarded,
     affinity_secret,

@@ -59,7 +59,10 @@ fn each_shipped_file_is_sound() {
         seen.push(name);
     }
     seen.sort();
-    assert_eq!(seen, ["app.toml", "broker.toml", "demo.toml", "edge.toml", "node.toml", "proxy.toml", "weir.toml"]);
+    assert_eq!(
+        seen,
+        ["app.toml", "broker.toml", "demo.toml", "edge.toml", "node.toml", "proxy.toml", "weir.toml"]
+    );
 }
 
 #[test]
@@ -183,7 +186,8 @@ fn the_reference_names_every_key_and_its_examples_are_sound() {
 
 #[test]
 fn what_is_printed_reads_back() {
-    for name in ["app.toml", "broker.toml", "demo.toml", "edge.toml", "node.toml", "proxy.toml", "weir.toml"] {
+    for name in ["app.toml", "broker.toml", "demo.toml", "edge.toml", "node.toml", "proxy.toml", "weir.toml"]
+    {
         let sources = Sources::new().file(shipped(name)).set("admin.token", "to be hidden");
         let loaded = sound(&sources);
         let mut expected = loaded.config.clone();
@@ -244,6 +248,7 @@ sticky = { by = "path", capture = "room" }
 connect_timeout = "2s"
 handshake_timeout = "3s"
 read_timeout = "4s"
+write_timeout = "5s"
 max_body_size = "1MiB"
 access_log = false
 [proxy.route.request_headers]

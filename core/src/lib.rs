@@ -12,5 +12,6 @@ pub mod client_addr;
 pub mod drain;
 pub mod jwt;
 pub mod metrics;
+pub mod net;
 pub mod process;
 pub mod telemetry;

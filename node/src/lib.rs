@@ -51,6 +51,7 @@ use tokio::runtime::Handle;
 use weir_broker::{Bus, Inbox};
 use weir_core::accept::Acceptor;
 use weir_core::drain::Drain;
+use weir_core::net::listen;
 use weir_wire::id::NodeId;
 
 /// A node that has its port, and waits for [`Node::run`].
@@ -71,11 +72,7 @@ impl Node {
         let auth = Auth::new(&conf.token)?;
         let wanted = conf.listen;
         let failed = |source| BindError::Listen { address: wanted, source };
-        let listener = match inherited {
-            Some(listener) => listener,
-            None => TcpListener::bind(wanted).map_err(failed)?,
-        };
-        listener.set_nonblocking(true).map_err(failed)?;
+        let listener = listen(wanted, inherited).map_err(failed)?;
         let address = listener.local_addr().map_err(failed)?;
         let settings = Settings {
             namespaces: Namespaces::new(channels, conf.channel_name_size),

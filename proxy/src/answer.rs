@@ -54,8 +54,13 @@ where
     S: AsyncRead + AsyncWrite + Unpin + ?Sized,
 {
     send(stream, response).await?;
-    let _ = timeout(LINGER, discard(stream)).await;
+    linger(stream).await;
     Ok(())
+}
+
+/// Ends the connection so that what was answered arrives.
+pub async fn linger<S: AsyncRead + AsyncWrite + Unpin + ?Sized>(stream: &mut S) {
+    let _ = timeout(LINGER, discard(stream)).await;
 }
 
 /// The same to a client that has sent its request and, most likely, nothing after it.

@@ -4,6 +4,8 @@
 //! Pingora takes it as one of its own streams and gives it back after a request, so the plain
 //! socket is at hand when a WebSocket comes.
 
+use crate::answer;
+use crate::front::chunks::Chunks;
 use crate::front::head::Body;
 use async_trait::async_trait;
 use bytes::{Buf, Bytes, BytesMut};
@@ -43,20 +45,28 @@ enum Gate {
     Open,
     /// So many bytes; after them, nothing but the client's closing.
     Within(u64),
+    /// A body in chunks, up to its end; then the same.
+    Chunks(Chunks),
+    /// Its chunks could be read in two ways.
+    Broken,
 }
+
+/// The cause of a failed read: the client's framing, and not its socket.
+#[derive(Debug, thiserror::Error)]
+#[error("malformed chunks: {0}")]
+pub struct Malformed(&'static str);
 
 impl Client {
     pub fn new(tcp: TcpStream, ahead_limit: usize) -> Client {
         Client { tcp, ahead: BytesMut::new(), ahead_limit, gate: Gate::Open, gathered: Vec::new() }
     }
 
-    /// From here on readers see this body and no byte after it. (Chunks have their own end mark,
-    /// which is Pingora's to find; it closes a connection on which more follows.)
+    /// From here on readers see this body and no byte after it.
     pub fn gate(&mut self, body: Body) {
         self.gate = match body {
             Body::None => Gate::Within(0),
             Body::Length(n) => Gate::Within(n),
-            Body::Chunked => Gate::Open,
+            Body::Chunked => Gate::Chunks(Chunks::new()),
         };
     }
 
@@ -94,6 +104,31 @@ impl Client {
         Poll::Pending
     }
 
+    /// What was read counts for the body; what is not of it goes back.
+    fn pass(&mut self, buf: &mut ReadBuf<'_>, before: usize) -> io::Result<()> {
+        let read = &buf.filled()[before..];
+        match &mut self.gate {
+            Gate::Open | Gate::Broken => {}
+            Gate::Within(left) => *left -= read.len() as u64,
+            Gate::Chunks(chunks) => match chunks.read(read) {
+                Ok(n) => {
+                    if n < read.len() {
+                        self.ahead = [&read[n..], &self.ahead].concat().as_slice().into();
+                        buf.set_filled(before + n);
+                    }
+                    if chunks.ended() {
+                        self.gate = Gate::Within(0);
+                    }
+                }
+                Err(bad) => {
+                    self.gate = Gate::Broken;
+                    return Err(io::Error::new(io::ErrorKind::InvalidData, Malformed(bad.why)));
+                }
+            },
+        }
+        Ok(())
+    }
+
     fn poll_gathered(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         while !self.gathered.is_empty() {
             let n = ready!(Pin::new(&mut self.tcp).poll_write(cx, &self.gathered))?;
@@ -117,7 +152,8 @@ impl AsyncRead for Client {
         let allowed = match this.gate {
             Gate::Within(0) => return this.poll_closed(cx),
             Gate::Within(n) => usize::try_from(n).unwrap_or(usize::MAX).min(buf.remaining()),
-            Gate::Open => buf.remaining(),
+            Gate::Open | Gate::Chunks(_) => buf.remaining(),
+            Gate::Broken => return Poll::Ready(Err(io::ErrorKind::InvalidData.into())),
         };
         let before = buf.filled().len();
         if this.ahead.is_empty() {
@@ -130,10 +166,7 @@ impl AsyncRead for Client {
             buf.put_slice(&this.ahead[..n]);
             this.ahead.advance(n);
         }
-        if let Gate::Within(left) = &mut this.gate {
-            *left -= (buf.filled().len() - before) as u64;
-        }
-        Poll::Ready(Ok(()))
+        Poll::Ready(this.pass(buf, before))
     }
 }
 
@@ -164,6 +197,10 @@ impl Shutdown for Client {
     async fn shutdown(&mut self) {
         // It may be gone already: that is what was asked for.
         let _ = AsyncWriteExt::shutdown(self).await;
+        // It is still sending a body that nobody wants.
+        if !matches!(self.gate, Gate::Within(0)) {
+            answer::linger(&mut self.tcp).await;
+        }
     }
 }
 

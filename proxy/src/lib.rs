@@ -15,6 +15,7 @@ mod forward;
 mod front {
     //! From bytes to a request, by HTTP version.
     pub mod arrive;
+    pub mod chunks;
     pub mod head;
     pub mod proxy_protocol;
     pub mod upgrade;

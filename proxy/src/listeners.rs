@@ -2,12 +2,13 @@
 //! closes what is gone; all others stay as they are, queued connections and all.
 
 use crate::error::BindError;
-use crate::tunnel::watch_peer;
+use crate::tunnel::presence::watch_peer;
 use socket2::SockRef;
 use std::collections::BTreeMap;
 use std::net::{SocketAddr, TcpListener};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
+use weir_core::net::listen;
 
 /// A listener to be served until the token is cancelled.
 pub struct Opened {
@@ -48,11 +49,7 @@ impl Listeners {
         let mut new = Vec::new();
         for addr in addrs.iter().filter(|addr| !self.open.contains_key(addr)) {
             let fail = |source| BindError::Listen { addr: *addr, source };
-            let listener = match inherited.remove(addr) {
-                Some(listener) => listener,
-                None => TcpListener::bind(addr).map_err(fail)?,
-            };
-            listener.set_nonblocking(true).map_err(fail)?;
+            let listener = listen(*addr, inherited.remove(addr)).map_err(fail)?;
             new.push((*addr, listener));
         }
         let gone = self.open.keys().filter(|addr| !addrs.contains(addr)).copied().collect();

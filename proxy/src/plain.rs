@@ -2,6 +2,7 @@
 //! rewritten by us before (`service.rs`); here it only finds its server.
 
 use crate::access::{Access, End};
+use crate::client::Malformed;
 use crate::forward;
 use crate::metrics::Metrics;
 use crate::route::Route;
@@ -63,7 +64,7 @@ impl ProxyHttp for Plain {
         Ctx { passage, attempt: None, single: false, exhausted: None, sent: 0 }
     }
 
-    async fn upstream_peer(&self, _: &mut Session, ctx: &mut Ctx) -> Result<Box<HttpPeer>> {
+    async fn upstream_peer(&self, session: &mut Session, ctx: &mut Ctx) -> Result<Box<HttpPeer>> {
         let Some(Passage { plan, access, route, .. }) = &mut ctx.passage else {
             return Err(Error::new_in(ErrorType::HTTPStatus(500)));
         };
@@ -74,6 +75,8 @@ impl ProxyHttp for Plain {
             Ok(attempt) => {
                 let (mut peer, single) = l4::peer(&attempt, route.deadlines.connect)?;
                 peer.options.read_timeout = Some(route.read_timeout);
+                peer.options.write_timeout = Some(route.write_timeout);
+                session.set_write_timeout(Some(route.write_timeout));
                 access.server = Some(attempt.name().clone());
                 (ctx.attempt, ctx.single) = (Some(attempt), single);
                 Ok(peer)
@@ -224,12 +227,14 @@ impl ProxyHttp for Plain {
     async fn fail_to_proxy(&self, session: &mut Session, error: &Error, ctx: &mut Ctx) -> FailToProxy {
         let status = match error.etype() {
             ErrorType::HTTPStatus(status) => *status,
+            _ if is_malformed(error) => 400,
             // The client's side is gone: nobody is there to be answered.
             _ if *error.esource() == pingora_core::ErrorSource::Downstream => 0,
             ErrorType::ReadTimedout | ErrorType::WriteTimedout => 504,
             _ => 502,
         };
-        if status > 0 {
+        // Behind the beginning of an answer there is room for the rest of it alone.
+        if status > 0 && session.response_written().is_none_or(|answer| answer.status.is_informational()) {
             let retry_after = ctx.exhausted.map(|e| e.retry_after);
             let response = crate::answer::response(status, retry_after);
             let (parts, body) = response.into_parts();
@@ -243,6 +248,7 @@ impl ProxyHttp for Plain {
                 if written.is_ok() {
                     let _client_gone = session.write_response_body(Some(body), true).await;
                 }
+                session.downstream_session.shutdown().await;
             }
         }
         FailToProxy { error_code: status, can_reuse_downstream: false }
@@ -254,6 +260,7 @@ impl ProxyHttp for Plain {
         self.metrics.request(&route.name, status);
         let cause = match (error, ctx.exhausted) {
             (Some(error), _) if *error.etype() == ErrorType::HTTPStatus(413) => "body_size",
+            (Some(error), _) if is_malformed(error) => "malformed_body",
             (_, Some(exhausted)) => exhausted.cause,
             (Some(_), None) => "error",
             (None, None) => "done",
@@ -265,6 +272,12 @@ impl ProxyHttp for Plain {
     fn suppress_error_log(&self, _: &Session, _: &Ctx, _: &Error) -> bool {
         true // the access log has it
     }
+}
+
+/// Whether the client's body is no body.
+fn is_malformed(error: &Error) -> bool {
+    let cause = error.root_cause().downcast_ref::<std::io::Error>();
+    cause.and_then(|error| error.get_ref()).is_some_and(|inner| inner.is::<Malformed>())
 }
 
 /// The head as Pingora reads it: rewritten, and so without anything that two readers could

@@ -61,6 +61,7 @@ pub struct Route {
     pub action: Action,
     pub deadlines: Deadlines,
     pub read_timeout: Duration,
+    pub write_timeout: Duration,
     pub tunnel: Arc<Tunnel>,
     /// 0: no limit.
     pub max_body_size: u64,
@@ -118,6 +119,7 @@ impl Route {
                 handshake: conf.handshake_timeout.unwrap_or(proxy.handshake_timeout),
             },
             read_timeout: conf.read_timeout.unwrap_or(proxy.read_timeout),
+            write_timeout: conf.write_timeout.unwrap_or(proxy.write_timeout),
             tunnel: Arc::new(proxy.tunnel.with(&conf.tunnel)),
             max_body_size: u64::try_from(max_body_size).unwrap_or(u64::MAX),
             access_log: conf.access_log,

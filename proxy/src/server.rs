@@ -16,12 +16,10 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
+use weir_core::net::BACKLOG;
 
 /// How often the tables of the rate limiter are swept.
 const SWEEP: Duration = Duration::from_secs(60);
-
-/// As many as may wait in a listener's queue: the standard library's bound.
-const BACKLOG: usize = 4096;
 
 /// What Pingora needs to be told.
 pub fn conf(conf: &weir_conf::proxy::Proxy) -> ServerConf {

@@ -11,6 +11,7 @@ pub mod frames;
 pub mod greet;
 pub mod leave;
 pub mod limits;
+pub mod presence;
 pub mod register;
 pub mod relay;
 pub mod watch;
@@ -23,10 +24,10 @@ use bytes::Bytes;
 use frames::Sender;
 use leave::{Codes, GOING_AWAY, Leaving, Manner, POLICY, PROTOCOL_ERROR, SERVICE_RESTART, TOO_BIG};
 use limits::{Guard, Verdict};
+use presence::{Peer, Presence};
 use register::{Seat, Told};
 use relay::{Flow, Way, with_scratch};
 use std::future::Future;
-use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -38,8 +39,6 @@ use weir_conf::proxy::Tunnel as Conf;
 
 /// A tunnel that is told to end has this long: for frames under way to end, and for the peers' answers.
 const LEAVE: Duration = Duration::from_secs(2);
-/// Between two probes of a peer that does not answer.
-const PROBES: Duration = Duration::from_secs(15);
 
 /// What an open tunnel holds besides its sockets. Kept small: there are thousands.
 pub struct Held {
@@ -81,6 +80,8 @@ struct Left {
     cause: Cause,
     /// Passed on up to here; what comes now is looked at only for the peers' answers.
     frames: (u64, u64),
+    /// Since before: the server or the client took nothing of what waited for it.
+    stuck: (bool, bool),
 }
 
 /// Why a tunnel ended.
@@ -131,6 +132,12 @@ impl Cause {
         }
     }
 
+    /// Nothing came, or nothing was taken, for too long.
+    fn is_silence(self) -> bool {
+        use Cause::{ClientStalled, HalfClosed, Idle, NoPong, ServerStalled};
+        matches!(self, Idle | HalfClosed | NoPong | ClientStalled | ServerStalled)
+    }
+
     /// How a tunnel that ends for it takes its leave.
     fn manner(self) -> Manner {
         let client = match self {
@@ -164,8 +171,8 @@ impl From<Why> for Cause {
 
 impl<C, S> Tunnel<C, S>
 where
-    C: AsyncRead + AsyncWrite + Unpin,
-    S: AsyncRead + AsyncWrite + Unpin,
+    C: AsyncRead + AsyncWrite + Unpin + Peer,
+    S: AsyncRead + AsyncWrite + Unpin + Peer,
 {
     /// What was read ahead from each side is passed on first.
     pub fn new(client: (C, Bytes), server: (S, Bytes), seat: Seat, held: Held) -> Tunnel<C, S> {
@@ -232,7 +239,7 @@ where
             self.timer =
                 Some(Box::new(Timer { sleep: Box::pin(tokio::time::sleep_until(now)), watch, look: now }));
         }
-        let seen = self.seen();
+        let mut seen = self.seen();
         let Some(timer) = &mut self.timer else { return Poll::Pending };
         loop {
             let until = resume.map_or(timer.look, |when| when.min(timer.look));
@@ -248,6 +255,15 @@ where
                 cx.waker().wake_by_ref();
                 return Poll::Pending;
             }
+            // While it is read, its end is found by reading.
+            if (self.up.is_stuck() || resume.is_some()) && self.down.is_open() {
+                match self.client.presence() {
+                    Presence::There => {}
+                    Presence::Ended => seen.client_left = true,
+                    Presence::Gone => return Poll::Ready(Cause::ClientError),
+                }
+            }
+            seen.server_left = self.down.is_stuck() && self.server.presence() == Presence::Gone;
             match timer.watch.look(conf, seen, now) {
                 Look::End(why) => return Poll::Ready(why.into()),
                 Look::Again(at) => timer.look = at,
@@ -263,7 +279,7 @@ where
                         cx.waker().wake_by_ref();
                     }
                 }
-                Look::Rest if resume.is_some() => timer.look = now + conf.write_timeout,
+                Look::Rest if resume.is_some() => timer.look = now + watch::STUCK_LOOK,
                 Look::Rest => {
                     self.timer = None;
                     return Poll::Pending;
@@ -280,6 +296,7 @@ where
             server_takes: self.up.is_stuck().then(|| self.up.written()),
             client_takes: self.down.is_stuck().then(|| self.down.written()),
             half_closed: self.is_half_closed(),
+            ..Seen::default()
         }
     }
 
@@ -297,8 +314,9 @@ where
     /// From here on nothing is relayed but the rest of frames under way.
     fn leave(&mut self, cause: Cause) {
         let frames = self.frames();
+        let stuck = (self.up.is_stuck(), self.down.is_stuck());
         let leaving = Leaving::new(&mut self.up, &mut self.down, cause.manner());
-        self.leaving = Some(Box::new(Left { leaving, cause, frames }));
+        self.leaving = Some(Box::new(Left { leaving, cause, frames, stuck }));
         let until = Instant::now() + LEAVE;
         match &mut self.timer {
             Some(timer) => timer.sleep.as_mut().reset(until),
@@ -355,14 +373,19 @@ where
 
 impl<C, S> Future for Tunnel<C, S>
 where
-    C: AsyncRead + AsyncWrite + Unpin,
-    S: AsyncRead + AsyncWrite + Unpin,
+    C: AsyncRead + AsyncWrite + Unpin + Peer,
+    S: AsyncRead + AsyncWrite + Unpin + Peer,
 {
     type Output = ();
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         let this = self.get_mut();
         let cause = std::task::ready!(this.poll_end(cx));
+        if let Some(left) = this.leaving.as_ref().filter(|left| left.cause.is_silence()) {
+            // Whoever took nothing gets to know now, and the kernel does not keep the bytes for minutes.
+            (left.stuck.0 && this.up.is_stuck()).then(|| this.server.reset_on_close());
+            (left.stuck.1 && this.down.is_stuck()).then(|| this.client.reset_on_close());
+        }
         let metrics = this.seat.metrics();
         metrics.tunnel_ends.get_or_create(&CauseLabel { cause: cause.as_str() }).inc();
         this.held.access.log_tunnel(&TunnelEnd {
@@ -373,25 +396,6 @@ where
         });
         Poll::Ready(())
     }
-}
-
-/// Lets the kernel notice a peer that vanished without a word. Set on a listener, its connections have it
-/// from their beginning.
-pub fn watch_peer<'s>(
-    socket: impl Into<socket2::SockRef<'s>>,
-    conf: &weir_conf::proxy::Proxy,
-) -> io::Result<()> {
-    let socket = socket.into();
-    if !conf.tcp_keepalive.is_zero() {
-        let probes = socket2::TcpKeepalive::new().with_time(conf.tcp_keepalive).with_interval(PROBES);
-        socket.set_tcp_keepalive(&probes)?;
-    }
-    #[cfg(target_os = "linux")]
-    if !conf.tcp_user_timeout.is_zero() {
-        // It also says how many probes without an answer are too many.
-        socket.set_tcp_user_timeout(Some(conf.tcp_user_timeout))?;
-    }
-    Ok(())
 }
 
 #[cfg(test)]

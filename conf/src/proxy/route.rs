@@ -52,6 +52,7 @@ pub struct Route {
     pub connect_timeout: Option<Duration>,
     pub handshake_timeout: Option<Duration>,
     pub read_timeout: Option<Duration>,
+    pub write_timeout: Option<Duration>,
     pub max_body_size: Option<usize>,
     /// Whether its requests are in the access log.
     pub access_log: bool,
@@ -94,6 +95,7 @@ impl Route {
             connect_timeout: None,
             handshake_timeout: None,
             read_timeout: None,
+            write_timeout: None,
             max_body_size: None,
             access_log: true,
             tunnel: TunnelOverride::default(),
@@ -130,6 +132,7 @@ impl Route {
             connect_timeout: deadline(s, "connect_timeout"),
             handshake_timeout: deadline(s, "handshake_timeout"),
             read_timeout: deadline(s, "read_timeout"),
+            write_timeout: deadline(s, "write_timeout"),
             max_body_size: s.find::<Bytes>("max_body_size").map(usize::from),
             access_log: s.find("access_log").unwrap_or(true),
             tunnel: Field::read_field(s, "tunnel"),
@@ -174,6 +177,7 @@ impl Route {
             ("connect_timeout", self.connect_timeout),
             ("handshake_timeout", self.handshake_timeout),
             ("read_timeout", self.read_timeout),
+            ("write_timeout", self.write_timeout),
         ] {
             if let Some(deadline) = deadline {
                 w.value(key, deadline.write());

@@ -32,7 +32,7 @@ pub struct Bad {
     pub why: &'static str,
 }
 
-const fn bad(why: &'static str) -> Bad {
+pub(super) const fn bad(why: &'static str) -> Bad {
     Bad { status: 400, why }
 }
 

@@ -189,9 +189,12 @@ impl Way {
         }
         if fresh == 0 {
             self.state = State::Ending;
-            // Half a header is of no use, and yet not ours to leave out.
-            self.spill = Bytes::copy_from_slice(&scratch[..have]);
-            self.bytes += have as u64;
+            // Half a header is of no use, and yet not ours to leave out: unless something waits (then the
+            // tunnel is on its way out, and this was not to be passed on).
+            if self.spill.is_empty() {
+                self.spill = Bytes::copy_from_slice(&scratch[..have]);
+                self.bytes += have as u64;
+            }
             return Poll::Ready(Ok((0, 0)));
         }
         Poll::Ready(Ok((have + fresh, fresh)))

@@ -7,6 +7,10 @@ use weir_conf::proxy::Tunnel;
 
 /// A tunnel of which one side has closed ends when the other was silent for so long.
 const HALF_CLOSED: Duration = Duration::from_secs(30);
+/// And sooner, if what the one who has left had sent waits for the other, who does not take it.
+const LEFT: Duration = Duration::from_secs(5);
+/// While something waits, a look at whether the peers are still there.
+pub const STUCK_LOOK: Duration = Duration::from_secs(1);
 /// Looks per period: silence is noticed within a quarter of the period past its end.
 const LOOKS: u32 = 4;
 
@@ -21,6 +25,9 @@ pub struct Seen {
     pub server_takes: Option<u64>,
     pub client_takes: Option<u64>,
     pub half_closed: bool,
+    /// What it had sent waits for the other side, and it has closed or is reset meanwhile.
+    pub client_left: bool,
+    pub server_left: bool,
 }
 
 /// Why a tunnel is to end.
@@ -116,15 +123,20 @@ impl Watch {
             }
             next.no_later_than(ends);
         }
-        for (takes, mark, why) in [
-            (seen.server_takes, &mut self.server_takes, Why::ServerStalled),
-            (seen.client_takes, &mut self.client_takes, Why::ClientStalled),
+        for (takes, mark, left, why) in [
+            (seen.server_takes, &mut self.server_takes, seen.client_left, Why::ServerStalled),
+            (seen.client_takes, &mut self.client_takes, seen.server_left, Why::ClientStalled),
         ] {
-            match takes {
-                // Nothing waits for it: what comes next begins anew.
-                None => mark.since = now,
-                Some(count) if mark.still(count, now) >= conf.write_timeout => return Look::End(why),
-                Some(_) => next.within(conf.write_timeout),
+            // Nothing waits for it: what comes next begins anew.
+            let Some(count) = takes else {
+                mark.since = now;
+                continue;
+            };
+            let still = mark.still(count, now);
+            match still {
+                _ if still >= conf.write_timeout => return Look::End(why),
+                _ if left && still >= LEFT => return Look::End(Why::HalfClosed),
+                _ => next.within(conf.write_timeout.min(LOOKS * STUCK_LOOK)),
             }
         }
         if let Some(why) = self.silence(conf, seen, &mut next) {
@@ -290,5 +302,19 @@ mod tests {
         let slow = |passed: Duration| Seen { client_takes: Some(passed.as_secs() / 6), ..Seen::default() };
         assert!(run(&conf(), 0.0, slow).1 >= 1000 * S);
         assert_eq!(run(&conf(), 0.0, |_| Seen::default()).0, Look::Rest);
+    }
+
+    #[test]
+    fn what_one_who_has_left_had_sent_is_not_waited_for_as_long() {
+        let patient = Tunnel { write_timeout: 60 * S, ..conf() };
+        let left = |passed: Duration| Seen {
+            server_takes: Some(passed.min(10 * S).as_secs()),
+            client_left: passed >= 8 * S,
+            ..Seen::default()
+        };
+        let (end, at, _) = run(&patient, 0.0, left);
+        assert_eq!((end, at), (Look::End(Why::HalfClosed), 15 * S), "while it is taken, all is well");
+        let reset = |_| Seen { client_takes: Some(1), server_left: true, ..Seen::default() };
+        assert_eq!(run(&patient, 0.0, reset), (Look::End(Why::HalfClosed), LEFT, vec![]));
     }
 }

@@ -1,6 +1,6 @@
 //! A connection to a server, whatever it goes over.
 
-use crate::tunnel;
+use crate::tunnel::presence;
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -49,15 +49,19 @@ impl From<TlsStream<Socket>> for ServerStream {
 impl ServerStream {
     /// Lets the kernel notice a server that vanished without a word.
     pub fn watch_peer(&self, conf: &weir_conf::proxy::Proxy) -> io::Result<()> {
-        let tcp = match self {
-            ServerStream::Tcp(tcp) => tcp,
+        self.socket(|tcp| presence::watch_peer(tcp, conf), |_unix| Ok(()))
+    }
+
+    /// Asks the socket below.
+    pub fn socket<T>(&self, tcp: impl FnOnce(&TcpStream) -> T, unix: impl FnOnce(&UnixStream) -> T) -> T {
+        match self {
+            ServerStream::Tcp(stream) => tcp(stream),
+            ServerStream::Unix(stream) => unix(stream),
             ServerStream::Tls(tls) => match tls.stream.get_ref().0 {
-                Socket::Tcp(tcp) => tcp,
-                Socket::Unix(_) => return Ok(()),
+                Socket::Tcp(stream) => tcp(stream),
+                Socket::Unix(stream) => unix(stream),
             },
-            ServerStream::Unix(_) => return Ok(()),
-        };
-        tunnel::watch_peer(tcp, conf)
+        }
     }
 }
 
