@@ -13,6 +13,7 @@
 //!
 //! Closed lets through, Open refuses: the usual words of the pattern.
 
+use crate::window::Window;
 use std::time::{Duration, Instant};
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -88,7 +89,7 @@ impl Verdict {
 
 #[derive(Debug)]
 enum Inner {
-    Closed { failures: u32, recent: Recent },
+    Closed { failures: u32, recent: Window },
     Open { until: Instant, open_for: Duration },
     HalfOpen { since: Instant, open_for: Duration, under_way: u32, passed: u32 },
 }
@@ -147,7 +148,7 @@ impl Breaker {
             Inner::Closed { failures, recent } => {
                 *failures = 0;
                 if let Some(ratio) = &self.settings.ratio {
-                    recent.add(now, ratio.window, true);
+                    recent.at(now, ratio.window).0 += 1;
                 }
             }
             Inner::HalfOpen { under_way, passed, .. } if by == By::Probe => {
@@ -165,8 +166,8 @@ impl Breaker {
             Inner::Closed { failures, recent } => {
                 *failures += 1;
                 let too_many = self.settings.ratio.is_some_and(|ratio| {
-                    recent.add(now, ratio.window, false);
-                    recent.is_over(&ratio)
+                    recent.at(now, ratio.window).1 += 1;
+                    is_over(recent, &ratio)
                 });
                 if *failures >= self.settings.failures || too_many {
                     let open_for = self.settings.open_for;
@@ -193,46 +194,14 @@ impl Breaker {
 
 impl Inner {
     fn closed() -> Inner {
-        Inner::Closed { failures: 0, recent: Recent::default() }
+        Inner::Closed { failures: 0, recent: Window::default() }
     }
 }
 
-/// Outcomes of the last window, in slices of it.
-#[derive(Debug, Default)]
-struct Recent {
-    slices: [(u32, u32); SLICES],
-    /// Of the slice that is being filled, and when it began.
-    at: usize,
-    since: Option<Instant>,
-}
-
-const SLICES: usize = 10;
-
-impl Recent {
-    fn add(&mut self, now: Instant, window: Duration, good: bool) {
-        let slice = (window / SLICES as u32).max(Duration::from_millis(1));
-        let mut since = *self.since.get_or_insert(now);
-        for _ in 0..=SLICES {
-            if now < since + slice {
-                break;
-            }
-            since += slice;
-            self.at = (self.at + 1) % SLICES;
-            self.slices[self.at] = (0, 0);
-        }
-        // After a long silence all slices are empty, and the clock starts anew.
-        self.since = Some(if now < since + slice { since } else { now });
-        let (ok, failed) = &mut self.slices[self.at];
-        *if good { ok } else { failed } += 1;
-    }
-
-    fn is_over(&self, ratio: &Ratio) -> bool {
-        let (ok, failed) = self
-            .slices
-            .iter()
-            .fold((0u64, 0u64), |(ok, failed), slice| (ok + u64::from(slice.0), failed + u64::from(slice.1)));
-        ok + failed >= u64::from(ratio.min_volume) && failed as f64 >= ratio.failed * (ok + failed) as f64
-    }
+/// Whether the share of failures says that it is to open.
+fn is_over(recent: &Window, ratio: &Ratio) -> bool {
+    let (ok, failed) = recent.sums();
+    ok + failed >= u64::from(ratio.min_volume) && failed as f64 >= ratio.failed * (ok + failed) as f64
 }
 
 #[cfg(test)]

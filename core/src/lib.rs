@@ -1,4 +1,4 @@
-//! Run-time parts that two or more tiers share: the breaker, backoff, drain, metrics, admin, tokens,
+//! Run-time parts that two or more tiers share: the breaker, backoff, windows of counts, drain, metrics, admin, tokens,
 //! client addresses, and the seam through which the proxy hands a client to the node of the same
 //! process.
 
@@ -15,3 +15,4 @@ pub mod metrics;
 pub mod net;
 pub mod process;
 pub mod telemetry;
+pub mod window;

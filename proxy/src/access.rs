@@ -81,11 +81,28 @@ impl Access {
         Vars { client: self.client, host: self.host.clone(), conn: self.conn.clone() }
     }
 
-    pub fn log(&self, kind: &'static str, end: End) {
+    pub fn log(&self, kind: &'static str, End { status, bytes, cause }: End) {
+        self.write(kind, status, bytes, cause, None);
+    }
+
+    pub fn log_tunnel(&self, end: &TunnelEnd) {
+        self.write("tunnel", 101, Some(end.bytes), end.cause, Some(end));
+    }
+
+    fn write(
+        &self,
+        kind: &'static str,
+        status: u16,
+        bytes: Option<(u64, u64)>,
+        cause: &'static str,
+        tunnel: Option<&TunnelEnd>,
+    ) {
         if self.quiet {
             return;
         }
-        let (up, down) = end.bytes.unzip();
+        let (bytes_up, bytes_down) = bytes.unzip();
+        let (frames_up, frames_down) = tunnel.map(|end| end.frames).unzip();
+        let close = tunnel.and_then(|end| end.close);
         info!(
             target: "weir_proxy::access",
             conn = %self.conn,
@@ -97,38 +114,15 @@ impl Access {
             key = self.key.map(|key| tracing::field::display(format!("{key:08x}"))),
             upstream = self.upstream.as_deref(),
             server = self.server.as_deref(),
-            status = end.status,
-            bytes_up = up,
-            bytes_down = down,
+            status,
+            bytes_up,
+            bytes_down,
+            frames_up,
+            frames_down,
+            close_by = close.map(|close| close.by),
+            close_code = close.map(|close| close.code),
             ms = self.started.elapsed().as_millis() as u64,
-            cause = end.cause,
-        );
-    }
-
-    pub fn log_tunnel(&self, end: &TunnelEnd) {
-        if self.quiet {
-            return;
-        }
-        info!(
-            target: "weir_proxy::access",
-            conn = %self.conn,
-            client = %self.client,
-            kind = "tunnel",
-            host = &*self.host,
-            path = &*self.path,
-            route = self.route.as_deref(),
-            key = self.key.map(|key| tracing::field::display(format!("{key:08x}"))),
-            upstream = self.upstream.as_deref(),
-            server = self.server.as_deref(),
-            status = 101,
-            bytes_up = end.bytes.0,
-            bytes_down = end.bytes.1,
-            frames_up = end.frames.0,
-            frames_down = end.frames.1,
-            close_by = end.close.map(|close| close.by),
-            close_code = end.close.map(|close| close.code),
-            ms = self.started.elapsed().as_millis() as u64,
-            cause = end.cause,
+            cause,
         );
     }
 }

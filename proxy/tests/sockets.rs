@@ -1,148 +1,21 @@
 //! The proxy over real sockets: what a client and a server see of it.
 #![allow(clippy::unwrap_used)]
 
-use prometheus_client::registry::Registry;
-use std::net::SocketAddr;
+#[path = "common/front.rs"]
+mod front;
+
+use front::{
+    HANGS, SWITCH, UPGRADE, answers, exactly, front, front_with, head, listener, nowhere, rest, server,
+};
+
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::task::JoinHandle;
 use tokio::time::timeout;
-use weir_conf::proxy::{Proxy as Conf, Route, Upstream};
+use weir_conf::proxy::Proxy as Conf;
 use weir_core::accept::{Acceptor, Request};
-use weir_core::drain::Drain;
-use weir_proxy::{Inherited, LocalNode, Proxy};
-
-const UPGRADE: &str = "GET /ws HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
-    Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\
-    X-Forwarded-For: 6.6.6.6\r\nX-Request-Id: forged\r\n\r\n";
-const SWITCH: &str = "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
-    Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n";
-
-/// Nothing here takes so long unless it hangs.
-const HANGS: Duration = Duration::from_secs(20);
-
-struct Front {
-    addr: SocketAddr,
-    drain: Drain,
-    ended: JoinHandle<std::io::Result<()>>,
-}
-
-fn front(servers: &[SocketAddr], change: impl FnOnce(&mut Conf)) -> Front {
-    front_with(servers, None, change)
-}
-
-fn front_with(servers: &[SocketAddr], node: Option<LocalNode>, change: impl FnOnce(&mut Conf)) -> Front {
-    let mut conf = weir_conf::Config::default().proxy;
-    conf.listen = vec!["127.0.0.1:0".parse().unwrap()];
-    conf.threads = 1;
-    conf.handshake_rate = None;
-    conf.max_connections_per_ip = 0;
-    conf.upstream.clear();
-    let to = if servers.is_empty() { "node" } else { "app" };
-    if !servers.is_empty() {
-        conf.upstream.insert("app".into(), Upstream::of(servers.iter().map(ToString::to_string)));
-    }
-    conf.route = vec![Route { host: vec!["a".into()], ..Route::to(to) }];
-    change(&mut conf);
-    let proxy = Proxy::bind(&conf, node, &mut Registry::default(), Inherited::new()).unwrap();
-    let addr = proxy.local_addrs()[0];
-    let drain = Drain::new();
-    let ended = tokio::spawn(proxy.run(drain.clone()));
-    Front { addr, drain, ended }
-}
-
-impl Front {
-    async fn connect(&self) -> TcpStream {
-        TcpStream::connect(self.addr).await.unwrap()
-    }
-
-    /// A tunnel.
-    async fn open(&self) -> TcpStream {
-        let mut client = self.connect().await;
-        client.write_all(UPGRADE.as_bytes()).await.unwrap();
-        assert!(head(&mut client).await.starts_with("HTTP/1.1 101 "));
-        client
-    }
-
-    /// Sends it and reads until the proxy closes.
-    async fn ask(&self, request: &str) -> String {
-        let mut client = self.connect().await;
-        client.write_all(request.as_bytes()).await.unwrap();
-        rest(&mut client).await
-    }
-}
-
-async fn rest(from: &mut TcpStream) -> String {
-    let mut text = String::new();
-    timeout(HANGS, from.read_to_string(&mut text)).await.unwrap().unwrap();
-    text
-}
-
-/// A head, and not a byte after it.
-async fn head(from: &mut TcpStream) -> String {
-    let mut text = Vec::new();
-    while !text.ends_with(b"\r\n\r\n") {
-        text.push(timeout(HANGS, from.read_u8()).await.unwrap().unwrap());
-    }
-    String::from_utf8(text).unwrap()
-}
-
-async fn exactly(from: &mut TcpStream, n: usize) -> Vec<u8> {
-    let mut bytes = vec![0; n];
-    timeout(HANGS, from.read_exact(&mut bytes)).await.unwrap().unwrap();
-    bytes
-}
-
-async fn listener() -> (TcpListener, SocketAddr) {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let addr = listener.local_addr().unwrap();
-    (listener, addr)
-}
-
-/// Where nobody listens.
-async fn nowhere() -> SocketAddr {
-    listener().await.1
-}
-
-/// Switches and echoes; answers anything else with the request's head (and body) as the body.
-async fn server() -> SocketAddr {
-    let (listener, addr) = listener().await;
-    tokio::spawn(async move {
-        while let Ok((mut tcp, _)) = listener.accept().await {
-            tokio::spawn(async move {
-                loop {
-                    let mut seen = head(&mut tcp).await;
-                    if seen.contains("Upgrade: websocket") {
-                        tcp.write_all(SWITCH.as_bytes()).await.unwrap();
-                        let (mut read, mut write) = tcp.split();
-                        let _ = tokio::io::copy(&mut read, &mut write).await;
-                        return;
-                    }
-                    if seen.contains("Content-Length: 5\r\n") {
-                        seen.push_str(&String::from_utf8(exactly(&mut tcp, 5).await).unwrap());
-                    }
-                    let answer = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{seen}", seen.len());
-                    tcp.write_all(answer.as_bytes()).await.unwrap();
-                }
-            });
-        }
-    });
-    addr
-}
-
-/// Gives each connection this answer, and reports what it got besides the head until its end.
-async fn answers(answer: &'static str) -> (SocketAddr, JoinHandle<String>) {
-    let (listener, addr) = listener().await;
-    let after_head = tokio::spawn(async move {
-        let (mut tcp, _) = listener.accept().await.unwrap();
-        head(&mut tcp).await;
-        tcp.write_all(answer.as_bytes()).await.unwrap();
-        rest(&mut tcp).await
-    });
-    (addr, after_head)
-}
+use weir_proxy::LocalNode;
 
 #[tokio::test]
 async fn three_hundred_upgrades_one_after_the_other_all_hold() {

@@ -1,6 +1,11 @@
 //! Open tunnels over real sockets: limits, pings, age, peers that are gone or do not read, drains.
 #![allow(clippy::unwrap_used)]
 
+#[path = "common/front.rs"]
+mod front;
+
+use front::{HANGS, SWITCH, exactly, head};
+
 use prometheus_client::registry::Registry;
 use std::net::SocketAddr;
 use std::sync::Mutex;
@@ -18,11 +23,7 @@ use weir_proxy::{Control, Inherited, Proxy};
 
 const UPGRADE: &str = "GET /ws HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
     Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
-const SWITCH: &str = "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
-    Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n";
 
-/// Nothing here takes so long unless it hangs.
-const HANGS: Duration = Duration::from_secs(20);
 const MS: Duration = Duration::from_millis(1);
 
 /// A proxy in front of one server, which is the test itself.
@@ -64,20 +65,6 @@ impl Edge {
         assert!(head(&mut client).await.starts_with("HTTP/1.1 101 "));
         (client, server)
     }
-}
-
-async fn head(from: &mut TcpStream) -> String {
-    let mut text = Vec::new();
-    while !text.ends_with(b"\r\n\r\n") {
-        text.push(timeout(HANGS, from.read_u8()).await.unwrap().unwrap());
-    }
-    String::from_utf8(text).unwrap()
-}
-
-async fn exactly(from: &mut TcpStream, n: usize) -> Vec<u8> {
-    let mut bytes = vec![0; n];
-    timeout(HANGS, from.read_exact(&mut bytes)).await.unwrap().unwrap();
-    bytes
 }
 
 /// Up to the end of the connection, be it a reset.

@@ -2,54 +2,34 @@
 //! outage, and a few in any case, so that a quiet upstream has them too. Pure.
 
 use std::time::{Duration, Instant};
+use weir_core::window::Window;
 
 /// Requests and retries are counted over this.
 const WINDOW: Duration = Duration::from_secs(10);
-const SLICES: usize = 10;
 /// Retries that are always allowed, per second.
 const MINIMUM: f64 = 3.0;
 
 #[derive(Debug, Default)]
 pub struct Budget {
-    /// Requests and retries, by slice of the window.
-    slices: [(u32, u32); SLICES],
-    at: usize,
-    since: Option<Instant>,
+    /// Requests and retries.
+    counts: Window,
 }
 
 impl Budget {
     pub fn request(&mut self, now: Instant) {
-        self.turn(now);
-        self.slices[self.at].0 += 1;
+        self.counts.at(now, WINDOW).0 += 1;
     }
 
     /// Whether one more may be tried again; if so, it is counted.
     pub fn retry(&mut self, now: Instant, share: f64) -> bool {
-        self.turn(now);
-        let (requests, retries) = self.slices.iter().fold((0u64, 0u64), |(requests, retries), slice| {
-            (requests + u64::from(slice.0), retries + u64::from(slice.1))
-        });
+        self.counts.at(now, WINDOW);
+        let (requests, retries) = self.counts.sums();
         let allowed = (requests as f64 * share).max(MINIMUM * WINDOW.as_secs_f64());
-        if retries as f64 + 1.0 > allowed {
-            return false;
+        let granted = retries as f64 + 1.0 <= allowed;
+        if granted {
+            self.counts.at(now, WINDOW).1 += 1;
         }
-        self.slices[self.at].1 += 1;
-        true
-    }
-
-    fn turn(&mut self, now: Instant) {
-        let slice = WINDOW / SLICES as u32;
-        let mut since = *self.since.get_or_insert(now);
-        for _ in 0..SLICES {
-            if now < since + slice {
-                break;
-            }
-            since += slice;
-            self.at = (self.at + 1) % SLICES;
-            self.slices[self.at] = (0, 0);
-        }
-        // After a long silence all slices are empty, and the clock starts anew.
-        self.since = Some(if now < since + slice { since } else { now });
+        granted
     }
 }
 

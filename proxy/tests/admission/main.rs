@@ -1,6 +1,7 @@
 //! Admission over real sockets: who is let in, what the others are told, and what a server gets to see.
 #![allow(clippy::unwrap_used)]
 
+#[path = "../common/front.rs"]
 mod front;
 
 use front::{Front, HANGS, SWITCH, UPGRADE, exactly, front, head, listener, rest, server};

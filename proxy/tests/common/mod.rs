@@ -1,23 +1,23 @@
 //! A proxy on a port of its own, and servers behind it.
 #![allow(dead_code)] // each test binary uses its part
 
+#[path = "front.rs"]
+mod primitives;
+
+pub use primitives::{HANGS, head, listener, rest};
+
 use prometheus_client::encoding::text::encode;
 use prometheus_client::registry::Registry;
 use std::net::SocketAddr;
-use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
-use tokio::time::timeout;
 use weir_conf::{Sources, load};
 use weir_core::drain::Drain;
 use weir_proxy::{Inherited, Proxy};
 
 pub const SWITCH: &str = "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
     Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n";
-
-/// Nothing here takes so long unless it hangs.
-pub const HANGS: Duration = Duration::from_secs(20);
 
 pub struct Front {
     pub addr: SocketAddr,
@@ -57,9 +57,7 @@ impl Front {
     pub async fn raw(&self, request: &str) -> String {
         let mut client = self.connect().await;
         client.write_all(request.as_bytes()).await.unwrap();
-        let mut text = String::new();
-        timeout(HANGS, client.read_to_string(&mut text)).await.unwrap().unwrap();
-        text
+        rest(&mut client).await
     }
 
     /// The head of the answer to a handshake, and the connection.
@@ -82,21 +80,6 @@ pub fn handshake(path: &str, fields: &str) -> String {
         "GET {path} HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
          Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n{fields}\r\n"
     )
-}
-
-/// A head, and not a byte after it.
-pub async fn head(from: &mut TcpStream) -> String {
-    let mut text = Vec::new();
-    while !text.ends_with(b"\r\n\r\n") {
-        text.push(timeout(HANGS, from.read_u8()).await.unwrap().unwrap());
-    }
-    String::from_utf8(text).unwrap()
-}
-
-pub async fn listener() -> (TcpListener, SocketAddr) {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let addr = listener.local_addr().unwrap();
-    (listener, addr)
 }
 
 /// Aborted, it is gone with all its connections.
