@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Installs what the tests need beyond Rust: the JavaScript and Python clients (from their locked versions)
-# and Chromium. Does nothing where that is done already.
+# Installs what the tests need beyond Rust: the JavaScript and Python clients (from their locked versions),
+# the ACME test server, h2spec and Chromium. Does nothing where that is done already.
 set -euo pipefail
 cd "$(dirname "$0")"
 
@@ -40,6 +40,27 @@ python() {
   note "$venv/installed" "$from"
 }
 
+# The ACME test server, in its version of tests/src/pebble.rs and where that looks for it.
+pebble() {
+  local version folder
+  version=$(sed -n 's/^const VERSION: &str = "\(.*\)";$/\1/p' src/pebble.rs)
+  folder=$(realpath -m "${CARGO_TARGET_DIR:-../target}")/tools/pebble-$version
+  [[ -x $folder/pebble ]] && return
+  need go "Go 1.24 or newer, from which the ACME test server is built"
+  echo "tests/setup.sh: go install pebble@$version"
+  GOBIN=$folder go install "github.com/letsencrypt/pebble/v2/cmd/pebble@$version" || fail "pebble cannot be built"
+}
+
+# The conformance suite of HTTP/2.
+h2spec() {
+  local folder
+  folder=$(realpath -m "${CARGO_TARGET_DIR:-../target}")/tools/h2spec
+  [[ -x $folder/h2spec ]] && return
+  need go "Go 1.24 or newer, from which h2spec is built"
+  echo "tests/setup.sh: go install h2spec"
+  GOBIN=$folder go install "github.com/summerwind/h2spec/cmd/h2spec@v2.2.1+incompatible" || fail "h2spec cannot be built"
+}
+
 # The demo page is looked at in a real browser. WEIR_CHROMIUM names one that is elsewhere.
 browser() {
   [[ -x ${WEIR_CHROMIUM:-/usr/bin/chromium} ]] && return
@@ -58,4 +79,6 @@ need npm "it comes with Node.js"
 need python3 "Python 3.10 or newer"
 javascript
 python
+pebble
+h2spec
 browser

@@ -3,14 +3,18 @@
 //! # What a `Bus` guarantees
 //!
 //! 1. **Order.** Publications of one channel are delivered in the order of their offsets; those
-//!    of a channel without history in the order in which one publisher made them.
+//!    of a channel without history in the order in which one publisher made them. When a channel
+//!    gets another owner, the last ones may come again: by their offsets they are told.
 //! 2. **Acknowledged means kept.** When [`Bus::publish`] returns a position, the publication is
-//!    in the channel's stream (within its size and time limits) as long as the broker lives.
+//!    in the channel's stream (within its size and time limits) as long as one of the brokers that
+//!    were in sync for it lives; with one broker, as long as that does.
 //! 3. **Interest before answer.** When [`Bus::subscribe`] returns a position, every publication
 //!    after it is delivered to this node's [`Inbox`], or an [`Event::Resync`] stands in its place.
 //! 4. **No silent loss.** Whatever the reason that deliveries may be missing (inbox overflow, a
-//!    rebuilt router, a broken link), an [`Event::Resync`] with the current positions follows
-//!    before any later delivery. Channels without history are at most once: there a loss is counted.
+//!    rebuilt router, a broken link, another owner), an [`Event::Resync`] with the current positions
+//!    follows. With one broker it comes before any later delivery; in a cluster a later one of a
+//!    channel that another broker owns may come first, and shows the loss by the hole before its
+//!    offset. Channels without history are at most once: there a loss is counted.
 //! 5. **No wait without end.** Every call ends within its deadline (`node.bus_timeout`), with
 //!    [`BusError::Unavailable`] at worst; then the outcome is unknown, and a repeat with the same
 //!    `idempotency_key` is safe.

@@ -9,43 +9,79 @@
 //! dropped after that marks it again: no loss stays silent.
 
 mod attachment;
+mod calls;
+mod cluster;
+mod interest;
+mod memory;
+mod peers;
 mod receive;
+mod shard;
 mod slots;
 mod survey;
 
 pub use attachment::Attachment;
+pub use cluster::{Alone, Ask, Change, Clock, Cluster, Found, Moment, SHARDS, Store, Submitted, Surveyed};
+pub use interest::Slot;
+pub use peers::NotDone;
 
 use crate::metrics::Metrics;
 use crate::outlet::Outlet;
 use crate::router::{Ended, Receiver, Router};
-use crate::shard::{Holder, Now, Refusal, Shard, Slot};
 use bytes::Bytes;
+use interest::Interest;
+use shard::Shard;
 use slots::Slots;
-use std::hash::{DefaultHasher, Hash, Hasher};
+use std::collections::HashSet;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use survey::Surveys;
 use tokio::sync::Notify;
 use weir_conf::broker::Broker as Conf;
 use weir_core::drain::Drain;
-use weir_wire::envelope::{HistoryQuery, Publish, Published, StreamOptions};
-use weir_wire::id::{Epoch, NodeId};
-use weir_wire::peer::Bye;
+use weir_core::sync::lock;
+use weir_wire::codec;
+use weir_wire::id::{BrokerId, NodeId, ShardEpoch};
+use weir_wire::peer::{Bye, FromBroker, Outcome};
 
-const SHARDS: usize = 64;
 /// How often leases and ages are looked at.
 const TICK: Duration = Duration::from_millis(250);
 /// Channels looked at in one tick and shard, so that no tick holds a shard for long.
 const SWEEP_BUDGET: usize = 256;
+/// So much of a node's interest ends at once when it is gone; more, bit by bit.
+const AT_ONCE: usize = 256;
+
+/// Long work of the engine's own lets others in after this.
+const TURN: Duration = Duration::from_millis(1);
+
+/// A stretch of work between two awaits.
+struct Turn(Instant);
+
+impl Turn {
+    fn begin() -> Turn {
+        Turn(Instant::now())
+    }
+
+    /// To be called between the parts of long work, with nothing held.
+    async fn may_end(&mut self) {
+        if self.0.elapsed() >= TURN {
+            tokio::task::yield_now().await;
+            self.0 = Instant::now();
+        }
+    }
+}
 
 pub struct Engine {
     conf: Conf,
     run_id: u64,
+    cluster: Arc<dyn Cluster>,
     shards: Vec<Mutex<Shard>>,
     /// Sums over all shards.
     bytes: AtomicUsize,
+    key_bytes: AtomicUsize,
     streams: AtomicUsize,
+    /// Members that left because their node is gone, since it was last looked at.
+    left: AtomicUsize,
     slots: Slots,
     router: Router,
     wake: Notify,
@@ -54,21 +90,47 @@ pub struct Engine {
     metrics: Metrics,
 }
 
-/// A poisoned lock means that a panic happened while it was held; what it guards is still
-/// consistent enough to serve the others, and the panic was reported where it happened.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+/// A call that was not taken; nothing was changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    MaxChannels,
+    TooLarge,
+    /// Keys of the last minutes take all the memory that they may.
+    Keys,
+}
+
+impl From<Refusal> for Submitted {
+    fn from(refusal: Refusal) -> Submitted {
+        Submitted::Now(Outcome::Limit(match refusal {
+            Refusal::MaxChannels => "broker.max_channels".into(),
+            Refusal::TooLarge => "broker.message_size".into(),
+            Refusal::Keys => "broker.history_memory".into(),
+        }))
+    }
 }
 
 impl Engine {
-    /// Blocks for a moment while the router starts.
+    /// One broker by itself. Blocks for a moment while the router starts.
     pub fn new(conf: Conf, metrics: Metrics) -> Result<(Arc<Engine>, Receiver), Ended> {
+        Engine::of(conf, metrics, |run_id| Arc::new(Alone::new(BrokerId(run_id))))
+    }
+
+    /// One of several; `cluster` is made from the number of this run.
+    pub fn of(
+        conf: Conf,
+        metrics: Metrics,
+        cluster: impl FnOnce(u64) -> Arc<dyn Cluster>,
+    ) -> Result<(Arc<Engine>, Receiver), Ended> {
         let (router, receiver) = Router::start()?;
+        let run_id = rand::random();
+        let cluster = cluster(run_id);
         let engine = Engine {
-            run_id: rand::random(),
-            shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
+            run_id,
+            shards: (0..cluster.shards().max(1)).map(|n| Mutex::new(Shard::new(n))).collect(),
             bytes: AtomicUsize::new(0),
+            key_bytes: AtomicUsize::new(0),
             streams: AtomicUsize::new(0),
+            left: AtomicUsize::new(0),
             slots: Slots::new(conf.max_nodes),
             router,
             wake: Notify::new(),
@@ -76,7 +138,11 @@ impl Engine {
             surveys: Surveys::default(),
             metrics,
             conf,
+            cluster,
         };
+        if let Some(assignment) = engine.cluster.assigned() {
+            engine.numbers().for_each(|number| engine.assign(number, &assignment));
+        }
         Ok((Arc::new(engine), receiver))
     }
 
@@ -109,76 +175,50 @@ impl Engine {
             older.outlet.close(Bye::Replaced);
             self.detach(older.slot, node, false);
         }
-        let held = self.slots.take(node, name, outlet).ok_or(Bye::Full)?;
+        let held = self.slots.take(node, name, outlet, self.moment().ms).ok_or(Bye::Full)?;
         self.metrics.nodes.set(self.slots.attached() as i64);
         tracing::info!(%node, name, slot = held.slot.0, "node attached");
         Ok(Attachment::new(self.clone(), held))
     }
 
     /// Ends an attachment; the members stay for `node_lease`, or leave at once.
-    fn detach(&self, slot: Slot, node: NodeId, leave: bool) {
+    fn detach(self: &Arc<Self>, slot: Slot, node: NodeId, leave: bool) {
         let Some(held) = self.slots.release(slot, node, Instant::now()) else { return };
-        for channel in held.take_interest() {
-            self.with(&channel, |shard| shard.unsubscribe(slot, &channel));
+        let interest = held.take_interest();
+        match tokio::runtime::Handle::try_current() {
+            Ok(runtime) if interest.len() > AT_ONCE => {
+                runtime.spawn(self.clone().clear(slot, interest));
+            }
+            _ => {
+                interest.iter().for_each(|channel| self.unsubscribe(slot, channel));
+                self.cleared(slot);
+            }
         }
-        self.send_marker(slot);
         if leave && let Some(holder) = self.slots.end_lease(node) {
-            self.remove_members_before(holder);
+            self.members_gone(holder);
         }
         self.metrics.nodes.set(self.slots.attached() as i64);
         tracing::info!(%node, name = held.name, leave, "node detached");
     }
 
+    /// Ends very much interest without keeping others waiting.
+    async fn clear(self: Arc<Self>, slot: Slot, interest: HashSet<Arc<str>>) {
+        let mut turn = Turn::begin();
+        for channel in interest {
+            self.unsubscribe(slot, &channel);
+            turn.may_end().await;
+        }
+        self.cleared(slot);
+    }
+
+    fn cleared(&self, slot: Slot) {
+        self.slots.cleared(slot);
+        self.send_marker(slot);
+    }
+
     /// The place is used again when this came back: then nothing for its last holder is on its way.
     fn send_marker(&self, slot: Slot) {
         let _again_at_the_next_tick = self.router.send(&self.slots.topic(slot), Bytes::new());
-    }
-
-    fn remove_members_before(&self, holder: Holder) {
-        let mut left = 0;
-        for shard in &self.shards {
-            left += lock(shard).remove_members_before(holder, &mut |slots, frame| self.deliver(slots, frame));
-        }
-        if left > 0 {
-            tracing::info!(node = %holder.node, left, "members that a node holds no more left");
-        }
-    }
-
-    pub fn publish(&self, publish: Publish) -> Result<Published, Refusal> {
-        if publish.data.len() + publish.channel.len() > self.conf.message_size {
-            return Err(Refusal::TooLarge);
-        }
-        self.metrics.publications.inc();
-        self.metrics.bytes_in.inc_by(publish.data.len() as u64);
-        let channel = publish.channel.clone();
-        let now = self.now();
-        let result = self.with(&channel, |shard| {
-            shard.publish(now, publish, &mut |slots, frame| self.deliver(slots, frame))
-        });
-        self.keep_within_memory(now.at);
-        result
-    }
-
-    /// At most `max_bytes` of data, at least one publication; true if there would be more.
-    pub fn history(
-        &self,
-        channel: &str,
-        query: &HistoryQuery,
-        options: &StreamOptions,
-        max_bytes: usize,
-    ) -> Result<(weir_wire::envelope::History, bool), Refusal> {
-        let now = self.now();
-        let mut history = self.with(channel, |shard| shard.history(now, channel, query, options))?;
-        let mut bytes = 0;
-        let fits = history.publications.iter().take_while(|p| {
-            let first = bytes == 0;
-            bytes += p.data.len() + 64;
-            first || bytes <= max_bytes
-        });
-        let fits = fits.count();
-        let more = fits < history.publications.len();
-        history.publications.truncate(fits);
-        Ok((history, more))
     }
 
     /// Sends a frame to every attached node, in the order of such frames.
@@ -189,7 +229,23 @@ impl Engine {
         }
     }
 
-    fn deliver(&self, slots: &[Slot], frame: Bytes) {
+    /// Encoded once for all who are interested.
+    fn deliver(&self, shard: u16, epoch: ShardEpoch, interest: &Interest, frame: &FromBroker) {
+        let FromBroker::Deliver(delivery) = frame else { return };
+        let Some(who) = interest.get(&delivery.channel) else { return };
+        match codec::encode(frame) {
+            Ok(frame) => {
+                self.to_slots(&who.nodes, &frame);
+                if !who.brokers.is_empty() {
+                    self.cluster.deliver(shard, epoch, &who.brokers, &delivery.channel, &frame);
+                }
+            }
+            // Refused before it comes to this.
+            Err(error) => tracing::error!(%error, "a delivery cannot be sent"),
+        }
+    }
+
+    fn to_slots(&self, slots: &[Slot], frame: &Bytes) {
         for slot in slots {
             let Some(held) = self.slots.get(*slot) else { continue };
             if held.is_lost() {
@@ -210,55 +266,12 @@ impl Engine {
         self.wake();
     }
 
-    fn now(&self) -> Now {
-        Now {
-            at: Instant::now(),
-            epoch: Epoch(rand::random()),
-            room: self.streams.load(Relaxed) < self.conf.max_channels,
-        }
+    fn moment(&self) -> Moment {
+        self.cluster.moment()
     }
 
-    fn shard(&self, channel: &str) -> &Mutex<Shard> {
-        // Seeds of the default hasher are fixed, so a channel stays with its shard.
-        let mut hasher = DefaultHasher::new();
-        channel.hash(&mut hasher);
-        &self.shards[hasher.finish() as usize % SHARDS]
-    }
-
-    fn with<T>(&self, channel: &str, change: impl FnOnce(&mut Shard) -> T) -> T {
-        self.counted(self.shard(channel), change)
-    }
-
-    /// Keeps the sums right around a change of one shard.
-    fn counted<T>(&self, shard: &Mutex<Shard>, change: impl FnOnce(&mut Shard) -> T) -> T {
-        let mut shard = lock(shard);
-        let (bytes, streams) = (shard.bytes(), shard.streams());
-        let result = change(&mut shard);
-        // Wrapping arithmetic: a sum that goes down by one goes up by usize::MAX.
-        self.bytes.fetch_add(shard.bytes().wrapping_sub(bytes), Relaxed);
-        self.streams.fetch_add(shard.streams().wrapping_sub(streams), Relaxed);
-        result
-    }
-
-    /// The oldest publications of all channels go first, and no more of them than needed.
-    fn keep_within_memory(&self, now: Instant) {
-        loop {
-            let over = self.bytes.load(Relaxed).saturating_sub(self.conf.history_memory);
-            if over == 0 {
-                return;
-            }
-            let mut ages: Vec<(Instant, &Mutex<Shard>)> =
-                self.shards.iter().filter_map(|s| lock(s).oldest().map(|at| (at, s))).collect();
-            ages.sort_unstable_by_key(|(at, _)| *at);
-            let Some((_, shard)) = ages.first() else { return };
-            // Several at once, as long as no other shard has an older one.
-            let next = ages.get(1).map(|(at, _)| *at);
-            let dropped = self.counted(shard, |s| {
-                let before = s.bytes();
-                (0..).take_while(|_| before - s.bytes() < over && s.drop_oldest(now, next)).count()
-            });
-            self.metrics.evicted.inc_by(dropped as u64);
-        }
+    fn numbers(&self) -> std::ops::Range<u16> {
+        0..self.shards.len() as u16
     }
 
     /// Leases and ages; until the drain is stopped.
@@ -271,15 +284,21 @@ impl Engine {
             }
             let now = Instant::now();
             for holder in self.slots.end_leases(now, self.conf.node_lease) {
-                self.remove_members_before(holder);
+                self.members_gone(holder);
             }
             for slot in self.slots.draining() {
                 self.send_marker(slot);
             }
-            for shard in &self.shards {
-                self.counted(shard, |s| s.sweep(now, SWEEP_BUDGET));
+            let (mut channels, mut turn) = (0, Turn::begin());
+            for number in self.numbers() {
+                channels += self.with(number, |shard, moment| {
+                    self.sweep(shard, moment, SWEEP_BUDGET);
+                    // Those with a stream, keys or interest; most often the same ones.
+                    shard.state.channels().max(shard.interest.len())
+                });
+                turn.may_end().await;
             }
-            self.metrics.channels.set(self.shards.iter().map(|s| lock(s).channels() as i64).sum());
+            self.metrics.channels.set(channels as i64);
             self.metrics.history_bytes.set(self.bytes.load(Relaxed) as i64);
         }
     }
@@ -288,3 +307,6 @@ impl Engine {
 #[cfg(test)]
 #[path = "engine/tests.rs"]
 mod tests;
+#[cfg(test)]
+#[path = "engine/trio_tests.rs"]
+mod trio;

@@ -3,30 +3,42 @@
 //! Nodes see it as a [`Bus`]: [`bus::local`] when the broker is in the same process,
 //! [`bus::remote`] when it is in another one. Both pass one conformance suite.
 //!
+//! Several of them are a cluster: `cluster` joins the engine with `meta` (who owns which shard),
+//! `replica` (a shard's log on several brokers), `mesh` (the links) and `disk`.
+//!
 //! The way of a publication: [`bus`] → `engine` (the shard gives it its offset and keeps it) →
 //! `router` (rumqttd) → `engine::receive` → an `outlet` for each node with interest.
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 pub mod bus;
-mod channel_log;
+#[cfg(test)]
+#[path = "../tests/certs/mod.rs"]
+mod certs;
+mod cluster;
+mod disk;
 mod engine;
 pub mod error;
-mod idempotency;
 mod link;
 mod listener;
+mod mesh;
+mod meta;
 mod metrics;
 mod outlet;
-mod presence;
 mod proof;
+mod replica;
 mod router;
-mod shard;
+mod socket;
+mod state;
+mod tls;
 
+use cluster::Joined;
 use engine::Engine;
 use listener::Listener;
 use prometheus_client::registry::Registry;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use tls::Tls;
 use tokio::task::AbortHandle;
 use weir_core::drain::Drain;
 use weir_wire::id::NodeId;
@@ -36,10 +48,16 @@ pub use bus::remote::RemoteBus;
 pub use bus::{Bus, BusError, Event, Inbox};
 pub use error::BindError;
 
-/// A bound broker. Calls and deliveries work from `bind` on; `run` serves other processes.
+pub use cluster::Control;
+
+/// A bound broker. Calls and deliveries work from `bind` on, or, in a cluster, from when it has
+/// joined; `run` serves other processes.
 pub struct Broker {
     engine: Arc<Engine>,
     listener: Listener,
+    cluster: Option<Joined>,
+    /// Of links, to nodes and to other brokers.
+    links: Drain,
     _tasks: Tasks,
 }
 
@@ -53,29 +71,41 @@ impl Drop for Tasks {
 }
 
 impl Broker {
-    /// Takes the listen address and starts the router. Needs a tokio runtime.
+    /// Takes the listen address and the data directory, and starts the router; a broker of a cluster
+    /// goes and looks for it. Needs a tokio runtime.
     pub async fn bind(
         conf: &weir_conf::broker::Broker,
         registry: &mut Registry,
     ) -> Result<Broker, BindError> {
-        let listener = Listener::bind(conf)?;
-        let (conf, metrics) = (conf.clone(), metrics::Metrics::register(registry));
-        let engine = tokio::task::spawn_blocking(move || Engine::new(conf, metrics)).await;
-        let (engine, receiver) = match engine {
-            Ok(Ok(started)) => started,
-            Ok(Err(error)) => return Err(BindError::Router(error.to_string())),
-            Err(error) => return Err(BindError::Router(error.to_string())),
+        let tls = Tls::of_broker(conf)?;
+        let listener = Listener::bind(conf, tls.clone())?;
+        let (metrics, links) = (metrics::Metrics::register(registry), Drain::new());
+        let (engine, receiver, cluster) = match conf.is_cluster() {
+            true => {
+                let addr = listener.local_addr();
+                let started = cluster::start(conf, addr, tls, registry, metrics, links.clone()).await?;
+                (started.engine, started.receiver, Some(started.cluster))
+            }
+            false => {
+                let (engine, receiver) = alone(conf.clone(), metrics).await?;
+                (engine, receiver, None)
+            }
         };
         let drain = Drain::new();
         let receive = tokio::spawn(engine.clone().receive(receiver, drain.clone()));
         let tick = tokio::spawn(engine.clone().tick(drain));
         let tasks = Tasks([receive.abort_handle(), tick.abort_handle()]);
-        Ok(Broker { engine, listener, _tasks: tasks })
+        Ok(Broker { engine, listener, cluster, links, _tasks: tasks })
     }
 
-    /// Where nodes of other processes connect; the port is a real one if conf said 0.
+    /// Where nodes and brokers of other processes connect; the port is a real one if conf said 0.
     pub fn local_addr(&self) -> SocketAddr {
         self.listener.local_addr()
+    }
+
+    /// For operators; `None`: it is in no cluster.
+    pub fn control(&self) -> Option<Control> {
+        self.cluster.as_ref().map(Joined::control)
     }
 
     /// Attaches the node of this process. Fails with [`BusError::Limit`] over `broker.max_nodes`.
@@ -89,8 +119,43 @@ impl Broker {
         LocalBus::attach(&self.engine, node, name, inbox_size)
     }
 
-    /// Serves other processes until `drain` has begun.
+    /// Serves other processes until `drain` has begun; then hands over what it holds, if it is in a
+    /// cluster, unless the drain is stopped. Ends by itself where it cannot be part of its cluster.
     pub async fn run(self, drain: Drain) {
-        self.listener.run(self.engine.clone(), drain).await;
+        let Broker { engine, listener, cluster, links, _tasks } = self;
+        let mesh = cluster.as_ref().map(|cluster| cluster.mesh.clone());
+        let serving = tokio::spawn(listener.run(engine, mesh, links.clone()));
+        let Some(cluster) = cluster else {
+            drain.begun().await;
+            return finish(&links, serving).await;
+        };
+        tokio::select! {
+            () = drain.begun() => {
+                tokio::select! {
+                    () = cluster.hand_over() => {}
+                    () = drain.stopped() => {}
+                }
+            }
+            _said_in_the_log = cluster.failed() => {}
+        }
+        // No lease, no acknowledgements: whoever is still linked learns where to go on.
+        finish(&links, serving).await;
+        cluster.stop().await;
     }
+}
+
+async fn finish(links: &Drain, serving: tokio::task::JoinHandle<()>) {
+    links.begin();
+    if let Err(error) = serving.await {
+        tracing::error!(%error, "the broker's listener failed");
+    }
+}
+
+async fn alone(
+    conf: weir_conf::broker::Broker,
+    metrics: metrics::Metrics,
+) -> Result<(Arc<Engine>, router::Receiver), BindError> {
+    let engine = tokio::task::spawn_blocking(move || Engine::new(conf, metrics)).await;
+    let engine = engine.map_err(|error| BindError::Router(error.to_string()))?;
+    engine.map_err(|error| BindError::Router(error.to_string()))
 }

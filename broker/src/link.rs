@@ -1,14 +1,18 @@
 //! What both ends of a link between node and broker share: reading frames, the queue of frames to
 //! be written, and the loop that writes them in batches.
 
+use crate::socket::ReadSide;
+use crate::tls;
 use bytes::{Bytes, BytesMut};
 use std::collections::VecDeque;
 use std::io;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::pin::pin;
+use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::Notify;
-use tokio::time::timeout;
+use tokio::time::{Instant, sleep_until, timeout};
+use weir_core::sync::lock;
 use weir_wire::codec::{self, CodecError, Decode, Encode};
 use weir_wire::peer::Bye;
 
@@ -23,7 +27,7 @@ const BATCH: usize = 64 << 10;
 #[derive(Debug, thiserror::Error)]
 pub enum LinkError {
     #[error("{0}")]
-    Io(#[from] io::Error),
+    Io(io::Error),
     #[error("{0}")]
     Codec(#[from] CodecError),
     #[error("closed by the other side")]
@@ -40,6 +44,12 @@ pub enum LinkError {
     Unexpected(&'static str),
     #[error("{0}")]
     Secret(&'static str),
+    /// The other side's certificate or ours is no good, or only one of the two speaks TLS.
+    #[error("{0}")]
+    Tls(String),
+    /// Where it is not expected.
+    #[error("the other side speaks TLS, and here it is off ({} are unset)", .0)]
+    SpeaksTls(&'static str),
     #[error("broker.max_nodes reached")]
     Full,
     #[error("the inbox is full although the broker keeps count of it")]
@@ -48,6 +58,20 @@ pub enum LinkError {
     Stopping,
     #[error("a newer link of the same node took over")]
     Replaced,
+    /// Told to another broker.
+    #[error("{}", .0.reason())]
+    Refused(Bye),
+}
+
+impl From<io::Error> for LinkError {
+    fn from(error: io::Error) -> LinkError {
+        match tls::trouble(&error) {
+            Some(trouble) => LinkError::Tls(trouble),
+            // TLS that ended without a word.
+            None if error.kind() == io::ErrorKind::UnexpectedEof => LinkError::Closed,
+            None => LinkError::Io(error),
+        }
+    }
 }
 
 impl LinkError {
@@ -60,6 +84,13 @@ impl LinkError {
             LinkError::Closed => "closed",
             LinkError::Deadline(_) | LinkError::Silent(_) | LinkError::Stuck(_) => "timeout",
             LinkError::Bye(Bye::Secret) | LinkError::Secret(_) => "secret",
+            LinkError::Tls(_) | LinkError::SpeaksTls(_) => "tls",
+            LinkError::Bye(Bye::Twin) | LinkError::Refused(Bye::Twin) => "twin",
+            LinkError::Refused(Bye::OtherCluster) => "other_cluster",
+            LinkError::Refused(Bye::OtherBroker) => "other_broker",
+            LinkError::Refused(Bye::Versions) => "version",
+            LinkError::Refused(Bye::Removed) => "removed",
+            LinkError::Refused(_) => "refused",
             LinkError::Bye(_) => "bye",
             LinkError::Full => "max_nodes",
             LinkError::InboxFull => "inbox_full",
@@ -71,13 +102,19 @@ impl LinkError {
     /// What the other side is told, if anything.
     pub fn bye(&self) -> Option<Bye> {
         match self {
-            LinkError::Codec(_) | LinkError::Unexpected(_) => Some(Bye::Protocol),
+            // To one that speaks TLS any bytes that are none say enough.
+            LinkError::Codec(_) | LinkError::Unexpected(_) | LinkError::SpeaksTls(_) => Some(Bye::Protocol),
             LinkError::Deadline(_) | LinkError::Silent(_) | LinkError::Stuck(_) => Some(Bye::Timeout),
             LinkError::Secret(_) => Some(Bye::Secret),
             LinkError::Full => Some(Bye::Full),
             LinkError::Stopping => Some(Bye::Stopping),
             LinkError::Replaced => Some(Bye::Replaced),
-            LinkError::Io(_) | LinkError::Closed | LinkError::Bye(_) | LinkError::InboxFull => None,
+            LinkError::Refused(bye) => Some(*bye),
+            LinkError::Io(_)
+            | LinkError::Tls(_)
+            | LinkError::Closed
+            | LinkError::Bye(_)
+            | LinkError::InboxFull => None,
         }
     }
 }
@@ -87,24 +124,36 @@ pub struct FrameReader<R> {
     io: R,
     buffer: BytesMut,
     limit: usize,
+    /// Read at once.
+    chunk: usize,
 }
 
 impl<R: AsyncRead + Unpin> FrameReader<R> {
     pub fn new(io: R, limit: usize) -> FrameReader<R> {
-        FrameReader { io, buffer: BytesMut::new(), limit }
+        FrameReader { io, buffer: BytesMut::new(), limit, chunk: 16 << 10 }
     }
 
     pub fn set_limit(&mut self, limit: usize) {
         self.limit = limit;
     }
 
+    /// For links with much traffic, once they are proved.
+    pub fn set_chunk(&mut self, chunk: usize) {
+        self.chunk = chunk;
+    }
+
     /// The next frame. Dropped before it is done, nothing is lost.
     pub async fn read<T: Decode>(&mut self) -> Result<T, LinkError> {
+        Ok(codec::decode(&self.read_body().await?)?)
+    }
+
+    /// The next frame's body. Dropped before it is done, nothing is lost.
+    pub async fn read_body(&mut self) -> Result<BytesMut, LinkError> {
         loop {
             if let Some(body) = codec::take_frame(&mut self.buffer, self.limit)? {
-                return Ok(codec::decode(&body)?);
+                return Ok(body);
             }
-            self.buffer.reserve(16 << 10);
+            self.buffer.reserve(self.chunk);
             if self.io.read_buf(&mut self.buffer).await? == 0 {
                 return Err(LinkError::Closed);
             }
@@ -112,9 +161,28 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
     }
 }
 
+impl FrameReader<ReadSide> {
+    /// What the other side says first: TLS on a plain link is told apart from other nonsense.
+    /// `unset` are the keys that would make it a TLS link.
+    pub async fn read_first<T: Decode>(&mut self, unset: &'static str) -> Result<T, LinkError> {
+        match self.read().await {
+            Err(LinkError::Codec(_)) if self.io.is_plain() && is_tls_record(&self.buffer) => {
+                Err(LinkError::SpeaksTls(unset))
+            }
+            read => read,
+        }
+    }
+}
+
+/// A hello or an alert, of any version.
+fn is_tls_record(bytes: &[u8]) -> bool {
+    matches!(bytes, [0x15 | 0x16, 3, ..])
+}
+
 /// Writes one frame outside of any queue, as the handshake does.
 pub async fn write_frame(io: &mut (impl AsyncWrite + Unpin), value: &impl Encode) -> Result<(), LinkError> {
-    Ok(io.write_all(&codec::encode(value)?).await?)
+    io.write_all(&codec::encode(value)?).await?;
+    Ok(io.flush().await?)
 }
 
 /// Frames of either kind are counted apart, so that many of one never keep out the other.
@@ -143,7 +211,7 @@ struct Queue {
 
 impl SendQueue {
     fn lock(&self) -> MutexGuard<'_, Queue> {
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.inner)
     }
 
     /// False after the end.
@@ -251,11 +319,24 @@ pub async fn write_loop(
     lease: Duration,
     taken: impl Fn(),
 ) -> Result<(), LinkError> {
+    let mut wrote = Instant::now();
+    let mut quiet = pin!(sleep_until(wrote + lease / 4));
     loop {
-        let mut batch = match timeout(lease / 4, queue.next()).await {
-            Ok(Some(batch)) => batch,
-            Ok(None) => return Ok(io.shutdown().await?),
-            Err(_) => heartbeat.clone(),
+        let mut batch = tokio::select! {
+            biased;
+            next = queue.next() => match next {
+                Some(batch) => batch,
+                None => return Ok(io.shutdown().await?),
+            },
+            () = quiet.as_mut() => {
+                // Set when it fires, not with each batch: that would cost as much as the batch.
+                let due = wrote + lease / 4;
+                if Instant::now() < due {
+                    quiet.as_mut().reset(due);
+                    continue;
+                }
+                heartbeat.clone()
+            }
         };
         while !batch.is_empty() {
             let written = timeout(lease, io.write(&batch)).await.map_err(|_| LinkError::Stuck(lease))??;
@@ -264,6 +345,9 @@ pub async fn write_loop(
             }
             let _written = batch.split_to(written);
         }
+        // TLS may still hold the end of it.
+        timeout(lease, io.flush()).await.map_err(|_| LinkError::Stuck(lease))??;
+        wrote = Instant::now();
         taken();
     }
 }

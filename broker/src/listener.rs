@@ -1,4 +1,5 @@
-//! Where nodes of other processes connect: accepts, has each prove itself, and serves its link.
+//! Where nodes and brokers of other processes connect: accepts, has each node prove itself, and
+//! serves its link. A broker's hello goes on to the mesh.
 
 mod outlet;
 mod session;
@@ -6,43 +7,50 @@ mod session;
 use crate::engine::Engine;
 use crate::error::BindError;
 use crate::link::{FrameReader, HANDSHAKE_DEADLINE, LinkError, write_frame};
+use crate::mesh::{Mesh, Opened};
 use crate::metrics::Cause;
 use crate::proof::Transcript;
+use crate::socket::{self, ReadSide, WriteSide};
+use crate::tls::Tls;
 use rand::SeedableRng;
 use rand::rngs::SmallRng;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 use weir_core::backoff::Backoff;
 use weir_core::drain::Drain;
+use weir_wire::mesh::Opening;
 use weir_wire::peer::{Bye, Challenge, FromBroker, FromNode, HELLO_SIZE, Hello, NAME_SIZE, NODE_PROOF};
 
 /// Connections that have not proved themselves yet; over it new ones are closed.
 const MAX_UNPROVEN: usize = 64;
 /// After an error of accept, such as too many open files.
 const ACCEPT_PAUSE: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(1));
+/// Those that make this a TLS listener.
+pub const TLS_KEYS: &str = "broker.tls_cert, tls_key and tls_ca";
 /// For all links to say goodbye.
 const STOP_DEADLINE: Duration = Duration::from_secs(2);
 
 pub struct Listener {
     socket: std::net::TcpListener,
     addr: SocketAddr,
+    tls: Option<Tls>,
 }
 
 impl Listener {
-    pub fn bind(conf: &weir_conf::broker::Broker) -> Result<Listener, BindError> {
+    /// With `tls`, for whoever has a certificate; it is what the mesh dials with, too.
+    pub fn bind(conf: &weir_conf::broker::Broker, tls: Option<Tls>) -> Result<Listener, BindError> {
         let addr = conf.listen;
-        if conf.secret.is_empty() && !addr.ip().is_loopback() {
+        if conf.secret.is_empty() && tls.is_none() && !addr.ip().is_loopback() {
             return Err(BindError::SecretNeeded(addr));
         }
         let bound = std::net::TcpListener::bind(addr).and_then(|socket| {
             socket.set_nonblocking(true)?;
-            Ok(Listener { addr: socket.local_addr()?, socket })
+            Ok(Listener { addr: socket.local_addr()?, socket, tls })
         });
         bound.map_err(|source| BindError::Listen { addr, source })
     }
@@ -51,18 +59,20 @@ impl Listener {
         self.addr
     }
 
-    /// Serves nodes until the drain has begun; then says goodbye to all.
-    pub async fn run(self, engine: Arc<Engine>, drain: Drain) {
+    /// Serves nodes, and brokers if there is a mesh, until the drain has begun; then says goodbye
+    /// to all.
+    pub async fn run(self, engine: Arc<Engine>, mesh: Option<Mesh>, drain: Drain) {
         let socket = match TcpListener::from_std(self.socket) {
             Ok(socket) => socket,
             Err(error) => return tracing::error!(%error, "broker.listen cannot be served"),
         };
         let unproven = Arc::new(Semaphore::new(MAX_UNPROVEN));
+        let host = Host { engine, mesh, tls: self.tls, drain };
         let (mut links, mut rng) = (JoinSet::new(), SmallRng::from_os_rng());
         let mut pause = Backoff::new(ACCEPT_PAUSE.0, ACCEPT_PAUSE.1);
         loop {
             let accepted = tokio::select! {
-                () = drain.begun() => break,
+                () = host.drain.begun() => break,
                 accepted = socket.accept() => accepted,
                 Some(_) = links.join_next(), if !links.is_empty() => continue,
             };
@@ -70,15 +80,14 @@ impl Listener {
                 Ok((stream, peer)) => {
                     pause.reset();
                     let Ok(permit) = unproven.clone().try_acquire_owned() else {
-                        refuse(&engine, "unproven");
+                        refuse(&host.engine, "unproven");
                         continue;
                     };
-                    let (engine, drain) = (engine.clone(), drain.clone());
-                    links.spawn(async move { serve(stream, peer, permit, engine, drain).await });
+                    links.spawn(serve(stream, peer, permit, host.clone()));
                 }
                 Err(error) => {
                     tracing::warn!(%error, "accept failed on broker.listen");
-                    refuse(&engine, "accept");
+                    refuse(&host.engine, "accept");
                     sleep(pause.next(&mut rng)).await;
                 }
             }
@@ -89,6 +98,15 @@ impl Listener {
     }
 }
 
+/// What each connection needs.
+#[derive(Clone)]
+struct Host {
+    engine: Arc<Engine>,
+    mesh: Option<Mesh>,
+    tls: Option<Tls>,
+    drain: Drain,
+}
+
 fn refuse(engine: &Engine, cause: &'static str) {
     engine.metrics().links_refused.get_or_create(&Cause { cause }).inc();
 }
@@ -97,68 +115,84 @@ fn refuse(engine: &Engine, cause: &'static str) {
 struct Proven {
     hello: Hello,
     said: Transcript,
-    reader: FrameReader<OwnedReadHalf>,
-    writer: OwnedWriteHalf,
+    reader: FrameReader<ReadSide>,
+    writer: WriteSide,
 }
 
-async fn serve(
-    stream: TcpStream,
-    peer: SocketAddr,
-    permit: tokio::sync::OwnedSemaphorePermit,
-    engine: Arc<Engine>,
-    drain: Drain,
-) {
-    let _the_link_works_without = stream.set_nodelay(true);
-    let (reader, mut writer) = stream.into_split();
-    let mut reader = FrameReader::new(reader, HELLO_SIZE);
-    let mut who = None;
-    let greeted = tokio::select! {
-        greeted = timeout(HANDSHAKE_DEADLINE, handshake(&mut reader, &mut writer, &engine, &mut who)) => {
-            greeted.unwrap_or(Err(LinkError::Deadline("the handshake")))
-        }
+async fn serve(stream: TcpStream, peer: SocketAddr, permit: OwnedSemaphorePermit, host: Host) {
+    let Host { engine, mesh, tls, drain } = host;
+    socket::tune(&stream);
+    let deadline = Instant::now() + HANDSHAKE_DEADLINE;
+    let opened = tokio::select! {
+        opened = socket::accepted(stream, tls.as_ref(), deadline) => opened,
         () = drain.begun() => Err(LinkError::Stopping),
     };
-    drop(permit);
-    match (greeted, who) {
-        (Ok(said), Some(hello)) => {
-            session::run(Proven { hello, said, reader, writer }, peer, &engine, &drain).await;
-        }
-        (Err(error), who) => {
-            let node = who.as_ref().map(|h| tracing::field::display(h.node));
-            let name = who.as_ref().map(|h| h.name.as_str());
-            tracing::warn!(%peer, node, name, %error, "a link was refused");
-            refuse(&engine, error.cause());
-            if let Some(bye) = error.bye() {
-                say_bye(&mut writer, bye).await;
+    let (reader, mut writer) = match opened {
+        Ok(opened) => opened,
+        Err(error) => return refused(&engine, peer, None, &error),
+    };
+    let mut reader = FrameReader::new(reader, HELLO_SIZE);
+    let mut who = None;
+    let greet = async {
+        match reader.read_first(TLS_KEYS).await? {
+            Opening::Node(hello) => {
+                Ok(Ok(handshake(hello, &mut reader, &mut writer, &engine, &mut who).await?))
             }
+            Opening::Broker(hello) => Ok(Err(hello)),
         }
-        (Ok(_), None) => {}
+    };
+    let greeted = tokio::select! {
+        greeted = timeout_at(deadline, greet) => greeted.unwrap_or(Err(LinkError::Deadline("the handshake"))),
+        () = drain.begun() => Err(LinkError::Stopping),
+    };
+    let error = match (greeted, mesh) {
+        (Ok(Err(hello)), Some(mesh)) => {
+            return mesh.accept(Opened { hello, reader, writer, peer, permit, deadline }).await;
+        }
+        (Ok(Ok((hello, said))), _) => {
+            drop(permit);
+            return session::run(Proven { hello, said, reader, writer }, peer, &engine, &drain).await;
+        }
+        (Ok(Err(_)), None) => LinkError::Unexpected("a broker where there is no cluster"),
+        (Err(error), _) => error,
+    };
+    drop(permit);
+    refused(&engine, peer, who.as_ref(), &error);
+    if let Some(bye) = error.bye() {
+        say_bye(&mut writer, bye).await;
     }
 }
 
-async fn say_bye(writer: &mut OwnedWriteHalf, bye: Bye) {
+fn refused(engine: &Engine, peer: SocketAddr, who: Option<&Hello>, error: &LinkError) {
+    let node = who.map(|h| tracing::field::display(h.node));
+    let name = who.map(|h| h.name.as_str());
+    tracing::warn!(%peer, node, name, %error, "a link was refused");
+    refuse(engine, error.cause());
+}
+
+async fn say_bye(writer: &mut WriteSide, bye: Bye) {
     // Whoever does not take it has not to be told.
     let _taken = timeout(crate::link::GOODBYE_DEADLINE, write_frame(writer, &FromBroker::Bye(bye))).await;
 }
 
 /// Up to the node's proof. `who` is what it calls itself, known before it is proved.
 async fn handshake(
-    reader: &mut FrameReader<OwnedReadHalf>,
-    writer: &mut OwnedWriteHalf,
+    hello: Hello,
+    reader: &mut FrameReader<ReadSide>,
+    writer: &mut WriteSide,
     engine: &Engine,
     who: &mut Option<Hello>,
-) -> Result<Transcript, LinkError> {
-    let FromNode::Hello(hello) = reader.read().await? else { return Err(LinkError::Unexpected("no hello")) };
+) -> Result<(Hello, Transcript), LinkError> {
     if hello.name.len() > NAME_SIZE {
         return Err(LinkError::Unexpected("a name of this length"));
     }
     let secret = engine.conf().secret.reveal();
     let challenge = Challenge { broker: engine.run_id(), nonce: rand::random(), keyed: !secret.is_empty() };
     let said = Transcript::new(&hello, &challenge)?;
-    *who = Some(hello);
+    *who = Some(hello.clone());
     write_frame(writer, &FromBroker::Challenge(challenge)).await?;
     match reader.read().await? {
-        FromNode::Proof(mac) if said.verify(secret, NODE_PROOF, &mac) => Ok(said),
+        FromNode::Proof(mac) if said.verify(secret, NODE_PROOF, &mac) => Ok((hello, said)),
         FromNode::Proof(_) => Err(LinkError::Secret(
             "the node's secret is wrong or missing (broker.secret, node.broker_secret)",
         )),

@@ -3,7 +3,7 @@
 //! gave is none for the other, and none for another link.
 
 use ring::hmac;
-use weir_wire::codec::{self, CodecError};
+use weir_wire::codec::{self, CodecError, Encode};
 use weir_wire::peer::{Challenge, FromBroker, FromNode, Hello};
 
 /// What was said before anything had to be proved.
@@ -12,11 +12,17 @@ pub struct Transcript {
 }
 
 impl Transcript {
+    /// Between a node and a broker.
     pub fn new(hello: &Hello, challenge: &Challenge) -> Result<Transcript, CodecError> {
-        let mut bytes = Vec::with_capacity(512);
+        Transcript::of(&FromNode::Hello(hello.clone()), &FromBroker::Challenge(challenge.clone()))
+    }
+
+    /// Of the first frame of each side.
+    pub fn of(first: &impl Encode, second: &impl Encode) -> Result<Transcript, CodecError> {
+        let mut bytes = Vec::with_capacity(1024);
         // Frames begin with their length, so no two transcripts share their bytes.
-        codec::encode_into(&mut bytes, &FromNode::Hello(hello.clone()))?;
-        codec::encode_into(&mut bytes, &FromBroker::Challenge(challenge.clone()))?;
+        codec::encode_into(&mut bytes, first)?;
+        codec::encode_into(&mut bytes, second)?;
         Ok(Transcript { bytes })
     }
 

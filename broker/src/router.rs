@@ -14,8 +14,9 @@
 use bytes::Bytes;
 use rumqttd::local::{LinkError, LinkRx, LinkTx};
 use rumqttd::{Config, Notification, RouterConfig};
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
-use std::sync::{Mutex, PoisonError};
+use weir_core::sync::lock;
 
 const SEGMENT_SIZE: usize = 512 << 10;
 const SEGMENT_COUNT: usize = 24;
@@ -71,7 +72,7 @@ impl Router {
     /// A new router in place of one that ended. What was in flight is lost.
     pub fn rebuild(&self) -> Result<Receiver, Ended> {
         let (tx, receiver) = connect()?;
-        *self.tx.lock().unwrap_or_else(PoisonError::into_inner) = Some(tx);
+        *lock(&self.tx) = Some(tx);
         self.in_flight.store(0, Relaxed);
         Ok(receiver)
     }
@@ -83,7 +84,7 @@ impl Router {
             self.landed(size);
             return false;
         }
-        let mut link = self.tx.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut link = lock(&self.tx);
         let sent = if let Some(tx) = link.as_mut() {
             match tx.try_publish(topic.clone(), payload) {
                 // Full: the packet waits in the link's buffer, and one of the events that fill the

@@ -37,6 +37,7 @@ fn broker_conf(listen: SocketAddr, secret: &str) -> broker::Broker {
         max_channels: 1000,
         node_lease: Duration::from_secs(2),
         survey_timeout: Duration::from_millis(500),
+        ..weir_conf::Config::default().broker
     }
 }
 
@@ -59,6 +60,7 @@ fn node_conf(broker: SocketAddr, secret: &str, inbox_size: usize) -> node::Node 
         },
         anonymous: false,
         uni_websocket: false,
+        webtransport: true,
         demo_page: false,
         max_connections: 0,
         max_connections_per_ip: 0,
@@ -76,6 +78,9 @@ fn node_conf(broker: SocketAddr, secret: &str, inbox_size: usize) -> node::Node 
         history_limit: 0,
         brokers: vec![broker.to_string()],
         broker_secret: Secret::new(secret.into()),
+        broker_tls_cert: String::new(),
+        broker_tls_key: String::new(),
+        broker_tls_ca: String::new(),
         bus_timeout: Duration::from_secs(5),
         inbox_size,
         drain: node::Drain { rate: Rate { per_second: 1.0 }, timeout: Duration::ZERO },
@@ -168,7 +173,7 @@ impl Node {
         let (conf, drain) = (node_conf(broker, secret, inbox_size), Drain::new());
         let mut registry = Registry::default();
         let (bus, inbox) =
-            RemoteBus::start(&conf, NodeId(id), &format!("n{id}"), &mut registry, drain.clone());
+            RemoteBus::start(&conf, NodeId(id), &format!("n{id}"), &mut registry, drain.clone()).unwrap();
         Node { bus, inbox, drain, registry }
     }
 
@@ -204,12 +209,8 @@ fn publish(data: &str) -> Publish {
     Publish {
         channel: "news".into(),
         data: data.to_owned().into(),
-        info: None,
-        tags: vec![],
         stream: Some(STREAM),
-        idempotency_key: None,
-        version: 0,
-        version_epoch: String::new(),
+        ..Default::default()
     }
 }
 

@@ -3,6 +3,7 @@
 
 use crate::section::{Field, Keys, Section, keys};
 use crate::tree::Raw;
+use crate::value::words;
 use crate::write::{Writer, quote};
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
@@ -24,6 +25,12 @@ pub struct ChannelOptions {
     pub history_size: u32,
     pub history_ttl: Duration,
     pub history_meta_ttl: Duration,
+    /// What an acknowledged publication has reached.
+    pub ack: Ack,
+    /// What a publish does where too few brokers are to be reached for `ack`.
+    pub when_minority: WhenMinority,
+    /// How publications go to clients that could take them as datagrams.
+    pub delivery: Delivery,
     pub force_positioning: bool,
     pub allow_positioning: bool,
     pub force_recovery: bool,
@@ -42,6 +49,36 @@ pub struct ChannelOptions {
     pub allow_user_limited_channels: bool,
 }
 
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ack {
+    /// Every in-sync copy: survives the loss of all but one of them.
+    Copies,
+    /// The owner of the channel alone: lost with it, and then with a new epoch.
+    Owner,
+    /// Nobody: the publish does not wait.
+    None,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WhenMinority {
+    /// Error 100, temporary.
+    Refuse,
+    /// Delivered to whoever can be reached, without an offset and into no history.
+    Live,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Delivery {
+    /// All of them, in order.
+    Stream,
+    /// The newest is what counts: by datagram to whoever asked for it, so none waits for a lost one.
+    Datagram,
+}
+
+words!(Ack: "a kind of acknowledgement" { Copies = "copies", Owner = "owner", None = "none" });
+words!(WhenMinority: "a way to treat what too few brokers can take" { Refuse = "refuse", Live = "live" });
+words!(Delivery: "a way to deliver" { Stream = "stream", Datagram = "datagram" });
+
 keys!(ChannelOptions {
     presence,
     join_leave,
@@ -49,6 +86,9 @@ keys!(ChannelOptions {
     history_size,
     history_ttl,
     history_meta_ttl,
+    ack,
+    when_minority,
+    delivery,
     force_positioning,
     allow_positioning,
     force_recovery,

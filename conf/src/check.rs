@@ -3,12 +3,16 @@
 //! A rule names every key it looked at. It is silent when one of them has a mistake of its own: what
 //! was meant there is not known.
 
+mod acme;
 mod admission;
+mod broker;
 mod listeners;
 mod node;
 mod proxy;
+mod quic;
 mod reach;
 mod route;
+mod tls;
 
 use crate::Config;
 use crate::error::{Mistake, Place};
@@ -24,16 +28,22 @@ pub(crate) fn check(config: &Config, reader: &mut Reader<'_>, whole: &Place) {
     rules.exposed();
     rules.placeholders();
     if config.roles.proxy {
+        rules.tls();
         rules.upstreams();
         rules.routes();
         rules.tunnels();
+        rules.quic();
         rules.admission();
         rules.tokens();
+        rules.acme();
     }
     if config.roles.node {
         rules.node();
         rules.brokers();
         rules.channels();
+    }
+    if config.roles.broker {
+        rules.broker();
     }
     let Found { mistakes, warnings } = rules.found;
     reader.mistakes.extend(mistakes);

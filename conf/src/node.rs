@@ -23,6 +23,8 @@ pub struct Node {
     pub anonymous: bool,
     /// The unidirectional WebSocket at `/connection/uni_websocket`.
     pub uni_websocket: bool,
+    /// Sessions of WebTransport at `/connection/webtransport`, where the proxy speaks HTTP/3.
+    pub webtransport: bool,
     /// The demo page at `/`.
     pub demo_page: bool,
     /// 0: no limit, for both.
@@ -50,6 +52,11 @@ pub struct Node {
     /// Brokers to attach to, tried in order from a random start; only without the broker role here.
     pub brokers: Vec<String>,
     pub broker_secret: Secret,
+    /// PEM files for TLS on those links, all or none: this node's certificate and key, and the
+    /// authorities that its brokers' certificates come from.
+    pub broker_tls_cert: String,
+    pub broker_tls_key: String,
+    pub broker_tls_ca: String,
     /// Deadline of each call to the broker.
     pub bus_timeout: Duration,
     /// Events that may wait for this node at its bus; over it a resync.
@@ -91,6 +98,7 @@ keys!(Node {
     token,
     anonymous,
     uni_websocket,
+    webtransport,
     demo_page,
     max_connections,
     max_connections_per_ip,
@@ -108,6 +116,9 @@ keys!(Node {
     history_limit in 1..,
     brokers,
     broker_secret,
+    broker_tls_cert,
+    broker_tls_key,
+    broker_tls_ca,
     bus_timeout in TICK..,
     inbox_size in 1..,
     drain,

@@ -1,13 +1,20 @@
 //! `[proxy]`: tier 1.
 
+mod acme;
 mod admission;
+mod http2;
+mod quic;
 mod route;
+pub mod tls;
 mod token;
 mod tunnel;
 mod upstream;
 
 pub use crate::node::Drain;
+pub use acme::{Acme, AcmeChallenge, Domains};
 pub use admission::{Admission, ForwardedHeader, Gate, ProxyProtocol, RouteLimits};
+pub use http2::Http2;
+pub use quic::{MAX_SERVER_ID, Quic};
 pub(crate) use route::is_token;
 pub use route::{
     Action, Affinity, Answer, HeaderEdits, HeaderMatch, HeaderTest, HeaderValues, HostHeader, Part, Pattern,
@@ -76,9 +83,13 @@ pub struct Proxy {
     pub tcp_keepalive: Duration,
     /// A peer that acknowledges nothing for so long is gone. Zero: the system's own patience.
     pub tcp_user_timeout: Duration,
+    pub http2: Http2,
+    pub tls: tls::Tls,
     pub tunnel: Tunnel,
+    pub quic: Quic,
     pub drain: Drain,
     pub admission: Admission,
+    pub acme: Acme,
     pub breaker: Breaker,
     pub token: BTreeMap<String, Token>,
     /// Asked for servers' names; empty: those of the system.
@@ -137,9 +148,13 @@ keys!(Proxy {
     affinity_previous_secret,
     tcp_keepalive,
     tcp_user_timeout,
+    http2,
+    tls,
     tunnel,
+    quic,
     drain,
     admission,
+    acme,
     breaker,
     token,
     dns_servers,

@@ -271,9 +271,11 @@ impl<'r, 't> Section<'r, 't> {
     fn hint(&self, key: &str) -> String {
         let mut elsewhere = Vec::new();
         find_key(self.reader.defaults, key, "", &mut elsewhere);
-        let below = elsewhere.iter().find(|path| path.starts_with(&format!("{}.", self.path)));
-        if let Some(below) = below.filter(|_| !self.path.is_empty()) {
-            return format!("did you mean {below}?");
+        let inside = format!("{}.", self.path);
+        let below: Vec<&str> =
+            elsewhere.iter().map(String::as_str).filter(|path| path.starts_with(&inside)).collect();
+        if !below.is_empty() && !self.path.is_empty() {
+            return format!("did you mean {}?", below.join(" or "));
         }
         let close = self.asked.iter().map(|known| (distance(key, known), known)).min();
         if let Some((distance, known)) = close

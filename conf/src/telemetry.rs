@@ -6,7 +6,7 @@ use crate::write::quote;
 
 #[derive(Clone, Debug, PartialEq)]
 pub struct Telemetry {
-    /// A `tracing` filter: `"info,rumqttd=off,pingora=warn"`.
+    /// A `tracing` filter: `"info,rumqttd=off,openraft=off,pingora=warn"`.
     pub filter: String,
     pub format: Format,
 }

@@ -79,6 +79,28 @@ impl Value for String {
     }
 }
 
+/// Values that are one of a few words.
+macro_rules! words {
+    ($kind:ident: $what:literal { $($variant:ident = $word:literal),* }) => {
+        impl $crate::section::Value for $kind {
+            fn read(item: &$crate::tree::Item, path: &str, reader: &mut $crate::section::Reader<'_>) -> Option<$kind> {
+                match item.as_text() {
+                    $(Some($word) => Some($kind::$variant),)*
+                    _ => {
+                        let accepted = [$(concat!("\"", $word, "\"")),*].join(", ");
+                        reader.refuse(item, path, $what, &accepted)
+                    }
+                }
+            }
+
+            fn write(&self) -> String {
+                $crate::write::quote(match self { $($kind::$variant => $word),* })
+            }
+        }
+    };
+}
+pub(crate) use words;
+
 /// A list; one value alone stands for a list of one.
 impl<T: Value> Value for Vec<T> {
     fn read(item: &Item, path: &str, reader: &mut Reader<'_>) -> Option<Vec<T>> {

@@ -4,9 +4,23 @@
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
+use weir_conf::proxy::tls::{Certificate, ClientCerts, Listen};
 use weir_conf::proxy::{Check, Health, Sticky, Upstream};
 use weir_conf::units::Secret;
 use weir_conf::{Config, DEMO, Loaded, REFERENCE, Sources, load};
+
+/// In this order.
+const SHIPPED: [&str; 9] = [
+    "app.toml",
+    "broker.toml",
+    "cluster.toml",
+    "demo.toml",
+    "edge.toml",
+    "node.toml",
+    "proxy.toml",
+    "tls.toml",
+    "weir.toml",
+];
 
 fn shipped(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(name)
@@ -59,10 +73,7 @@ fn each_shipped_file_is_sound() {
         seen.push(name);
     }
     seen.sort();
-    assert_eq!(
-        seen,
-        ["app.toml", "broker.toml", "demo.toml", "edge.toml", "node.toml", "proxy.toml", "weir.toml"]
-    );
+    assert_eq!(seen, SHIPPED);
 }
 
 #[test]
@@ -93,6 +104,44 @@ fn the_four_files_share_a_machine() {
     assert_eq!(first.node.brokers, [broker.broker.listen.to_string()]);
     assert!(first.node.trusted.iter().any(|range| range.contains(proxy.proxy.listen[0].ip())));
     assert_eq!(proxy.proxy.route[0].sticky, Sticky::Ip);
+}
+
+/// As `cluster.toml` says at its top.
+#[test]
+fn three_brokers_share_a_machine_with_a_node() {
+    let broker = || Sources::new().file(shipped("cluster.toml"));
+    let other = |name: &str, listen: &str, admin: &str| {
+        let named = broker().set("broker.name", name).set("broker.bootstrap", "false");
+        named.set("broker.listen", listen).set("admin.listen", admin)
+    };
+    let brokers = [
+        broker(),
+        other("b2", "127.0.0.1:8201", "127.0.0.1:9004"),
+        other("b3", "127.0.0.1:8202", "127.0.0.1:9005"),
+    ];
+    let brokers = brokers.map(|sources| {
+        let loaded = sound(&sources);
+        assert_eq!(warnings(&loaded), [""; 0]);
+        loaded.config
+    });
+    let listed = r#"["127.0.0.1:8200","127.0.0.1:8201","127.0.0.1:8202"]"#;
+    let node = Sources::new().file(shipped("node.toml")).set("node.brokers", listed);
+    let [node, proxy] = [node, Sources::new().file(shipped("proxy.toml"))].map(|s| sound(&s).config);
+
+    let listens: Vec<_> = brokers.iter().map(|c| c.broker.listen.to_string()).collect();
+    assert_eq!(node.node.brokers, listens);
+    let mut bound: BTreeSet<_> = brokers.iter().map(|c| c.broker.listen).collect();
+    bound.extend(brokers.iter().chain([&node, &proxy]).map(|c| c.admin.listen));
+    bound.extend(proxy.proxy.listen);
+    bound.insert(node.node.listen);
+    assert_eq!(bound.len(), 3 + 5 + 1 + 1, "{bound:?}");
+    for config in &brokers {
+        let own = config.broker.listen.to_string();
+        let others: Vec<_> = listens.iter().filter(|listen| **listen != own).cloned().collect();
+        assert_eq!(config.broker.seeds(), others);
+    }
+    assert_eq!(brokers.iter().filter(|c| c.broker.bootstrap).count(), 1);
+    assert_eq!(brokers.iter().map(|c| &c.broker.name).collect::<BTreeSet<_>>().len(), 3);
 }
 
 /// The reference with its examples in place of what they are examples for, split by roles: one
@@ -150,7 +199,8 @@ fn keys(text: &str) -> BTreeSet<(String, String)> {
 fn the_reference_names_every_key_and_its_examples_are_sound() {
     let secrets = std::env::temp_dir().join(format!("weir-conf-{}", std::process::id()));
     std::fs::create_dir_all(&secrets).unwrap();
-    for name in ["admin-token", "api-key", "token-secret", "rsa.pub.pem", "affinity-secret"] {
+    for name in ["admin-token", "api-key", "token-secret", "rsa.pub.pem", "affinity-secret", "quic-token-key"]
+    {
         std::fs::write(secrets.join(name), format!("{name} of thirty-two characters or more\n")).unwrap();
     }
     let (front, back) = with_examples(&secrets);
@@ -186,8 +236,7 @@ fn the_reference_names_every_key_and_its_examples_are_sound() {
 
 #[test]
 fn what_is_printed_reads_back() {
-    for name in ["app.toml", "broker.toml", "demo.toml", "edge.toml", "node.toml", "proxy.toml", "weir.toml"]
-    {
+    for name in SHIPPED {
         let sources = Sources::new().file(shipped(name)).set("admin.token", "to be hidden");
         let loaded = sound(&sources);
         let mut expected = loaded.config.clone();
@@ -203,6 +252,35 @@ fn what_is_printed_reads_back() {
             assert_eq!(sound(&Sources::new().text("printed", printed)).config, expected, "{name}");
         }
     }
+}
+
+#[test]
+fn listeners_with_tls_read_back_as_they_are_printed() {
+    let text = r#"
+roles = ["proxy"]
+[proxy]
+listen = []
+[proxy.upstream.node]
+servers = "127.0.0.1:8100"
+[proxy.tls]
+listen = ["127.0.0.1:8443", { addr = "[::1]:8443", http3 = false, client_certs = "required" }]
+certificates = { cert = "/c \"1\".pem", key = "/k.pem" }
+min_version = "1.3"
+client_ca = "/ca.pem"
+hsts = "1h"
+"#;
+    let loaded = sound(&Sources::new().text("tls", text));
+    assert_eq!(warnings(&loaded), [""; 0]);
+    let tls = &loaded.config.proxy.tls;
+    let plain = Listen::at("127.0.0.1:8443".parse().unwrap());
+    let other = Listen {
+        http3: false,
+        client_certs: ClientCerts::Required,
+        ..Listen::at("[::1]:8443".parse().unwrap())
+    };
+    assert_eq!(tls.listen, [plain, other]);
+    assert_eq!(tls.certificates, [Certificate { cert: "/c \"1\".pem".into(), key: "/k.pem".into() }]);
+    assert_eq!(sound(&Sources::new().text("printed", loaded.to_toml())).config, loaded.config);
 }
 
 #[test]

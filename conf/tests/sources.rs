@@ -223,6 +223,100 @@ hmac_secret = "short"
     );
 }
 
+#[test]
+fn tls_that_reaches_nobody_is_warned_of() {
+    let without = Sources::new()
+        .set("proxy.tls.hsts", "1h")
+        .set("proxy.tls.certificates", r#"{ cert = "/c.pem", key = "/k.pem" }"#);
+    let told = |sources: &Sources| -> Vec<String> {
+        warnings(sources).iter().map(|line| line.split_once(": ").unwrap().1.to_owned()).collect()
+    };
+    assert_eq!(
+        told(&without),
+        [
+            "proxy.tls.certificates: no listener shows them",
+            "proxy.tls.hsts: no listener sends it, as none has TLS"
+        ]
+    );
+    let unasked = without.set("proxy.tls.listen", "127.0.0.1:8443").set("proxy.tls.client_ca", "/ca.pem");
+    assert_eq!(
+        told(&unasked),
+        [
+            "proxy.tls.client_ca: no listener asks for certificates of clients; meant: client_certs = \"required\" in listen?"
+        ]
+    );
+}
+
+#[test]
+fn what_a_broker_alone_or_its_cluster_makes_no_use_of_is_warned_of() {
+    let told = |text: &str| {
+        let told = warnings(&Sources::new().text("f", text));
+        told.iter().map(|line| line.split("; ").next().unwrap().to_owned()).collect::<Vec<_>>()
+    };
+    let alone = "has no effect on a broker alone";
+    assert_eq!(
+        told(
+            "[broker]\ncopies = 3\nfsync = \"always\"\nfsync_interval = \"1s\"\nunclean_after = \"5m\"\nlease = \"1s\"\n"
+        ),
+        [
+            format!("f:2:10: broker.copies: {alone}"),
+            "f:4:18: broker.fsync_interval: has no effect".to_owned(),
+            format!("f:5:17: broker.unclean_after: {alone}"),
+            format!("f:6:9: broker.lease: {alone}"),
+        ]
+    );
+    assert_eq!(
+        told(
+            "[broker]\nlisten = \"127.0.0.1:0\"\nbootstrap = true\nunclean_after = \"never\"\nfsync = \"never\"\n"
+        ),
+        [
+            "f:2:10: broker.listen: is another port after each start, so no peers can list it",
+            "f:3:13: broker.bootstrap: has nobody to ask after a restart, and would begin a second cluster beside the first",
+            "f:4:17: broker.unclean_after: what brokers have in memory does not come back with them: channels whose copies are all gone refuse until an operator gives them up",
+            "f:5:9: broker.fsync: has no effect without data_dir",
+        ]
+    );
+    assert_eq!(
+        told(
+            "[broker]\ndata_dir = \"/var/lib/weir\"\n[node]\nbroker_tls_cert = \"a\"\nbroker_tls_key = \"b\"\nbroker_tls_ca = \"c\"\n"
+        ),
+        [
+            "f:4:19: node.broker_tls_cert: has no effect: the broker is in this process",
+            "f:5:18: node.broker_tls_key: has no effect: the broker is in this process",
+            "f:6:17: node.broker_tls_ca: has no effect: the broker is in this process",
+        ]
+    );
+    assert_eq!(
+        told(
+            "[channel]\nack = \"copies\"\nwhen_minority = \"live\"\n[[channel.namespace]]\nname = \"a\"\nack = \"none\"\n[[channel.namespace]]\nname = \"b\"\nack = \"owner\"\nhistory_size = 1\nhistory_ttl = \"1m\"\n"
+        ),
+        [
+            "f:3:17: channel.when_minority: has no effect without history: what no broker keeps is delivered at most once, whatever it says",
+            "f:6:7: channel.namespace[a].ack: has no effect without history: what no broker keeps is delivered at most once, whatever it says",
+        ]
+    );
+}
+
+/// Brokers and nodes on different machines prove themselves by a secret, by TLS, or both.
+#[test]
+fn a_secret_or_tls_is_proof_enough() {
+    let broker = |more: &str| {
+        let text = format!(
+            "roles = \"broker\"\n[broker]\nlisten = \"10.0.0.5:8200\"\npeers = \"10.0.0.6:8200\"\n{more}"
+        );
+        load(&Sources::new().text("f", text)).is_ok()
+    };
+    let node = |more: &str| {
+        let text = format!("roles = \"node\"\n[node]\nbrokers = \"10.0.0.6:8200\"\n{more}");
+        load(&Sources::new().text("f", text)).is_ok()
+    };
+    assert!(!broker("") && !node(""));
+    assert!(broker("secret = \"sixteen bytes or more\"\n") && node("broker_secret = \"s\"\n"));
+    assert!(broker("tls_cert = \"a\"\ntls_key = \"b\"\ntls_ca = \"c\"\n"));
+    assert!(node("broker_tls_cert = \"a\"\nbroker_tls_key = \"b\"\nbroker_tls_ca = \"c\"\n"));
+    assert!(!broker("tls_cert = \"a\"\ntls_key = \"b\"\n") && !node("broker_tls_ca = \"c\"\n"));
+}
+
 /// Whatever is in a file, it is told of, and nothing stops.
 #[test]
 fn damaged_files_are_told_of() {

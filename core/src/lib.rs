@@ -14,5 +14,6 @@ pub mod jwt;
 pub mod metrics;
 pub mod net;
 pub mod process;
+pub mod sync;
 pub mod telemetry;
 pub mod window;

@@ -55,6 +55,12 @@ fn malformed(file: &str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, format!("unexpected contents of /proc/<pid>/{file}"))
 }
 
+/// Of this machine; empty if it is not known.
+pub fn host_name() -> String {
+    let name = fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    name.trim().to_owned()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

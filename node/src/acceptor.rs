@@ -1,4 +1,4 @@
-//! WebSockets from a front in the same process: no second socket, no relay. The front read the
+//! WebSockets and sessions of WebTransport from a front in the same process: no second socket, no relay. The front read the
 //! head and keeps its own limits; everything that is checked at the node's listener is checked here.
 
 use crate::conn::{Conn, Socket};
@@ -41,8 +41,8 @@ impl Acceptor for InProcess {
 
 async fn take(shared: Arc<Shared>, request: Request) {
     let deadline = shared.conf.handshake_timeout;
-    let Request { head, client, conn, exchange, permit } = request;
-    let visitor = Visitor { conn, address: client, permit: Some(permit) };
+    let Request { head, transport, client, conn, exchange, permit } = request;
+    let visitor = Visitor { conn, transport, address: client, permit: Some(permit) };
     let (headers, accepted) = match handshake::check(&shared, &head, visitor) {
         Ok(good) => good,
         Err(refusal) => {
@@ -52,12 +52,13 @@ async fn take(shared: Arc<Shared>, request: Request) {
     };
     drop(head);
     let Ok(Ok(stream)) = tokio::time::timeout(deadline, exchange.accept(headers)).await else { return };
+    let session = stream.session();
     let socket = match stream.into_tcp() {
         Ok((tcp, read)) => match adopt(tcp) {
             Ok(tcp) => Socket::Tcp(tcp, read),
             Err(error) => return tracing::warn!(%error, "cannot take over a socket"),
         },
-        Err(stream) => Socket::Other(stream),
+        Err(stream) => Socket::Other(stream, session),
     };
     tokio::spawn(Conn::new(shared, socket, accepted).run());
 }

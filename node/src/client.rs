@@ -1,12 +1,15 @@
 //! One connected client as the rest of the node sees it: its outbox, its channels, its mail.
 
+use crate::frame;
 use crate::hub::Channel;
 use crate::outbox::Outbox;
 use crate::protocol::Format;
 use crate::session::{Event, Ticket};
-use crate::sync::lock;
+use bytes::Bytes;
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, OnceLock};
+use weir_core::accept::{NoDatagram, Session};
+use weir_core::sync::lock;
 use weir_wire::close::Close;
 
 /// Events that may wait for one client. They come from operators and backends, not from traffic;
@@ -17,6 +20,8 @@ pub struct Client {
     pub id: Arc<str>,
     pub format: Format,
     pub outbox: Outbox,
+    /// `Some`: takes datagrams, by its own wish.
+    datagrams: Option<Arc<dyn Session>>,
     user: OnceLock<Arc<str>>,
     mail: Mutex<VecDeque<Event>>,
     /// What this client has in the hub, pending ones included: what a sudden end must undo.
@@ -37,10 +42,25 @@ impl Client {
             id,
             format,
             outbox: Outbox::new(outbox_size),
+            datagrams: None,
             user: OnceLock::new(),
             mail: Mutex::default(),
             subs: Mutex::default(),
         }
+    }
+
+    pub fn with_datagrams(self, datagrams: Option<Arc<dyn Session>>) -> Client {
+        Client { datagrams, ..self }
+    }
+
+    pub fn takes_datagrams(&self) -> bool {
+        self.datagrams.is_some()
+    }
+
+    /// The message of a finished push, past the outbox. Never waits, and keeps nothing here.
+    pub fn send_datagram(&self, push: &Bytes) -> Result<(), NoDatagram> {
+        let session = self.datagrams.as_ref().ok_or(NoDatagram::Unsupported)?;
+        session.send_datagram(frame::datagram(push, self.format))
     }
 
     /// Known once connected.

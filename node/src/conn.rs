@@ -1,21 +1,26 @@
 //! The task around a session: socket in, actions out, one poll function.
 //!
-//! Reading goes through tungstenite's parser, fed from a buffer that all connections of a thread
-//! share. Writing goes past it: finished frames from the outbox, many per system call; what
-//! tungstenite itself says (pongs, the answer to a close) is put into the same outbox.
+//! Reading goes through a parser, fed from a buffer that all connections of a thread share:
+//! tungstenite's for a WebSocket, one that cuts lines for a stream of WebTransport. Writing goes past
+//! it: finished frames from the outbox, many per system call; what tungstenite itself says (pongs, the
+//! answer to a close) is put into the same outbox.
 //!
 //! While the session is busy with a command nothing is read: the client feels the backpressure.
 //! A close of ours waits up to [`CLOSE_WAIT`] for the client's, reading and forgetting meanwhile,
-//! so that the kernel does not throw our last frames away with a reset.
+//! so that the kernel does not throw our last frames away with a reset. A stream has no close of its
+//! own: its last message says why, then it ends, and its session with it.
 
 mod calls;
 mod core;
 mod io;
 mod read;
 mod stats;
+mod stream;
+mod websocket;
 
 use self::core::Core;
-use crate::session::{Kind, Now};
+use crate::protocol::Format;
+use crate::session::Now;
 use crate::shared::Shared;
 use bytes::Bytes;
 use futures_util::FutureExt;
@@ -28,12 +33,14 @@ use std::task::{Context, Poll};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::net::TcpStream;
 use tokio::time::Sleep;
-use weir_core::accept::{Permit, Stream};
+use weir_core::accept::{Permit, Session, Stream, Transport};
 use weir_wire::close::Close;
 use weir_wire::id::ConnId;
 
 /// How long a close waits for the client's answer.
 const CLOSE_WAIT: Duration = Duration::from_secs(5);
+/// How long a stream that has ended waits for its client to leave by itself.
+const FAREWELL_WAIT: Duration = Duration::from_secs(1);
 /// "No deadline", for a timer that has to have one.
 const FAR: Duration = Duration::from_secs(30 * 24 * 3600);
 /// Rounds of work before other tasks get their turn.
@@ -43,8 +50,11 @@ const ROUNDS: usize = 64;
 pub struct Accepted {
     pub conn: ConnId,
     pub address: IpAddr,
-    pub kind: Kind,
+    pub transport: Transport,
+    pub format: Format,
     pub control_pings: bool,
+    /// Wants publications as datagrams where they may be.
+    pub datagrams: bool,
     /// The connect request of a listening client, if it came with the URL.
     pub connect: Option<String>,
     /// Limits are held as long as the connection lives.
@@ -54,7 +64,8 @@ pub struct Accepted {
 pub enum Socket {
     /// With what was read behind the handshake.
     Tcp(TcpStream, Bytes),
-    Other(Box<dyn Stream>),
+    /// With the session that it lies in, if it is one of WebTransport.
+    Other(Box<dyn Stream>, Option<Arc<dyn Session>>),
 }
 
 pub struct Conn {
@@ -65,16 +76,16 @@ pub struct Conn {
 impl Conn {
     /// Boxed: an async function keeps room for its arguments twice.
     pub fn new(shared: Arc<Shared>, socket: Socket, accepted: Accepted) -> Box<Conn> {
-        let (io, spill) = match socket {
-            Socket::Tcp(tcp, read) => (Io::Tcp(tcp), read),
-            Socket::Other(stream) => (Io::Other(stream), Bytes::new()),
+        let (io, spill, webtransport) = match socket {
+            Socket::Tcp(tcp, read) => (Io::Tcp(tcp), read, None),
+            Socket::Other(stream, session) => (Io::Other(stream), Bytes::new(), session),
         };
-        Box::new(Conn { io, core: Core::new(shared, spill, accepted) })
+        Box::new(Conn { io, core: Core::new(shared, spill, webtransport, accepted) })
     }
 
     /// Serves the connection to its end. A panic ends this one only, with 1011.
     pub async fn run(mut self: Box<Self>) {
-        let _entry = self.core.shared.enter(&self.core.client);
+        let _entry = self.core.shared.enter(&self.core.client, self.core.stats.transport());
         if AssertUnwindSafe(self.drive()).catch_unwind().await.is_err() {
             self.core.shared.metrics.panics.inc();
             self.core.call = None;
@@ -85,6 +96,7 @@ impl Conn {
         if let Some(leaving) = self.core.call.take() {
             leaving.await;
         }
+        self.core.end_session();
         let _ = tokio::time::timeout(CLOSE_WAIT, std::future::poll_fn(|cx| self.io.poll_shutdown(cx))).await;
         self.core.stats.log(self.core.client.user().map(|user| &**user));
     }
@@ -101,6 +113,7 @@ impl Conn {
             let called = self.core.poll_call(cx);
             let heard = self.poll_input(cx);
             self.poll_output(cx);
+            self.poll_end(cx);
             if self.core.is_done() {
                 return Poll::Ready(());
             }
@@ -143,6 +156,17 @@ impl Conn {
                 Poll::Ready(Ok(written)) => core.wrote(written),
                 Poll::Ready(Err(error)) => return core.lost(&error),
             }
+        }
+    }
+
+    fn poll_end(&mut self, cx: &mut Context<'_>) {
+        if !self.core.wants_to_end() {
+            return;
+        }
+        match self.io.poll_shutdown(cx) {
+            Poll::Pending => {}
+            Poll::Ready(Ok(())) => self.core.ended(),
+            Poll::Ready(Err(error)) => self.core.lost(&error),
         }
     }
 }

@@ -37,7 +37,7 @@ fn stats(shared: &Shared) -> String {
     let m = &shared.metrics;
     serde_json::json!({
         "node": shared.name,
-        "connections": m.connections.get(),
+        "connections": shared.live(),
         "clients": shared.hub.clients(),
         "users": shared.hub.users(),
         "subscriptions": m.subscriptions.get(),

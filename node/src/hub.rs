@@ -11,19 +11,19 @@ mod flow;
 mod subscribe;
 
 pub use channel::Channel;
-use channel::Outcome;
+use channel::{Datagrams, Outcome};
 
 use crate::client::{Client, SubRef};
 use crate::interest::Janitor;
 use crate::metrics::Metrics;
 use crate::session::{Event, Ticket};
-use crate::sync::lock;
 use dashmap::DashMap;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tokio::sync::Semaphore;
 use weir_broker::{Bus, BusError};
+use weir_core::sync::lock;
 use weir_wire::code::ErrorCode;
 use weir_wire::envelope::{Delivery, Position, Target};
 
@@ -218,6 +218,12 @@ impl Hub {
 
     fn count(&self, channel: &Channel, outcome: &Outcome) {
         self.metrics.deliveries.inc_by(outcome.delivered);
+        let Datagrams { sent, too_large, unsupported, closed } = outcome.datagrams;
+        let datagrams =
+            [("sent", sent), ("too_large", too_large), ("unsupported", unsupported), ("closed", closed)];
+        for (outcome, n) in datagrams.into_iter().filter(|(_, n)| *n > 0) {
+            self.metrics.datagrams(outcome, n);
+        }
         if outcome.gave_up {
             self.metrics.gap("unfillable");
             let (channel, ended) = (&*channel.name, outcome.insufficient);

@@ -29,7 +29,6 @@ mod session;
 mod shared;
 #[cfg(test)]
 mod socket_tests;
-mod sync;
 #[cfg(test)]
 mod testing;
 
@@ -86,7 +85,7 @@ impl Node {
             expired_grace: conf.expired_grace,
         };
         let name = match conf.name.as_str() {
-            "" => format!("{}:{}", process::host_name(), address.port()),
+            "" => format!("{}:{}", weir_core::process::host_name(), address.port()),
             name => name.to_owned(),
         };
         let metrics = Arc::new(Metrics::register(registry));

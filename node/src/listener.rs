@@ -3,6 +3,7 @@
 //! | path | answer |
 //! |---|---|
 //! | `/connection/websocket`, `/connection/uni_websocket` | a WebSocket |
+//! | `/connection/webtransport` | the stream of a session that a proxy in `trusted` holds |
 //! | `/connection/init` | `{}`: can you reach me? |
 //! | `/api`, `/api/<method>` | the server HTTP API, with a key |
 //! | `/`, `/demo/…` | the demo page, where it is switched on |
@@ -17,7 +18,7 @@ use crate::conn::{Conn, Socket};
 use crate::shared::Shared;
 use crate::{api, demo};
 use bytes::Bytes;
-use handshake::{UNI_WEBSOCKET, Visitor, WEBSOCKET, text};
+use handshake::{UNI_WEBSOCKET, Visitor, WEBSOCKET, WEBTRANSPORT, text};
 use http::header::{self, HeaderValue};
 use http::{HeaderMap, Method, Request, Response, StatusCode};
 use http_body_util::Full;
@@ -30,7 +31,9 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
+use weir_core::accept::Transport;
 use weir_core::drain::Drain;
+use weir_wire::hop;
 
 /// Of a request head; over it 431.
 const HEAD_SIZE: usize = 16 << 10;
@@ -103,7 +106,15 @@ async fn route(request: Request<Incoming>, peer: IpAddr, shared: Arc<Shared>) ->
     let path = request.uri().path();
     let get = matches!(*request.method(), Method::GET | Method::HEAD);
     match path {
-        WEBSOCKET | UNI_WEBSOCKET => websocket(request, peer, shared),
+        WEBSOCKET | UNI_WEBSOCKET => upgrade(request, peer, shared, Transport::H1),
+        WEBTRANSPORT if shared.conf.webtransport => {
+            let trusted = shared.conf.trusted.iter().any(|net| net.contains(peer));
+            if trusted {
+                return upgrade(request, peer, shared, Transport::WebTransport);
+            }
+            shared.metrics.handshake("untrusted", Transport::WebTransport);
+            closing(text(StatusCode::FORBIDDEN, "WebTransport comes here through a proxy that is trusted"))
+        }
         "/connection/init" if get => json(StatusCode::OK, "{}".into()),
         _ if (path == "/api" || path.starts_with("/api/")) && !shared.conf.api_key.is_empty() => {
             api::serve(request, shared).await
@@ -116,11 +127,16 @@ async fn route(request: Request<Incoming>, peer: IpAddr, shared: Arc<Shared>) ->
     }
 }
 
-fn websocket(request: Request<Incoming>, peer: IpAddr, shared: Arc<Shared>) -> Response<Bytes> {
+fn upgrade(
+    request: Request<Incoming>,
+    peer: IpAddr,
+    shared: Arc<Shared>,
+    transport: Transport,
+) -> Response<Bytes> {
     let (head, body) = request.into_parts();
     let address = origin::client_address(&head, peer, &shared.conf.trusted);
     let conn = origin::conn_id(&head, peer, &shared.conf.trusted);
-    let visitor = Visitor { conn, address, permit: None };
+    let visitor = Visitor { conn, transport, address, permit: None };
     let (headers, accepted) = match handshake::check(&shared, &head, visitor) {
         Ok(good) => good,
         Err(refusal) => return closing(refusal),
@@ -135,16 +151,16 @@ fn websocket(request: Request<Incoming>, peer: IpAddr, shared: Arc<Shared>) -> R
         // A task of its own: this one's room was that of a handshake.
         tokio::spawn(Conn::new(shared, socket, accepted).run());
     });
-    switching(headers)
+    switching(headers, if transport == Transport::WebTransport { hop::WEBTRANSPORT } else { "websocket" })
 }
 
-fn switching(headers: HeaderMap) -> Response<Bytes> {
+fn switching(headers: HeaderMap, to: &'static str) -> Response<Bytes> {
     let mut response = Response::new(Bytes::new());
     *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
     *response.headers_mut() = headers;
     let headers = response.headers_mut();
     headers.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
-    headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
+    headers.insert(header::UPGRADE, HeaderValue::from_static(to));
     response
 }
 

@@ -5,6 +5,7 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
+use weir_core::accept::Transport;
 use weir_wire::close::Close;
 
 /// One label, from a closed set: close codes, error codes, outcomes.
@@ -18,16 +19,29 @@ pub struct Outcome {
     pub outcome: &'static str,
 }
 
+/// [`Transport::as_str`].
+#[derive(Clone, Copy, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+pub struct By {
+    pub transport: &'static str,
+}
+
+#[derive(Clone, Copy, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+pub struct Handshake {
+    pub outcome: &'static str,
+    pub transport: &'static str,
+}
+
 #[derive(Clone, Default)]
 pub struct Metrics {
-    pub connections: Gauge,
-    pub handshakes: Family<Outcome, Counter>,
+    pub connections: Family<By, Gauge>,
+    pub handshakes: Family<Handshake, Counter>,
     pub messages_in: Counter,
     pub messages_out: Counter,
     pub bytes_in: Counter,
     pub bytes_out: Counter,
     pub publications: Counter,
     pub deliveries: Counter,
+    pub datagrams: Family<Outcome, Counter>,
     pub subscriptions: Gauge,
     pub channels: Gauge,
     pub disconnects: Family<Code, Counter>,
@@ -44,14 +58,19 @@ impl Metrics {
     pub fn register(registry: &mut Registry) -> Metrics {
         let m = Metrics::default();
         let r = registry.sub_registry_with_prefix("weir_node");
-        r.register("connections", "Open client connections", m.connections.clone());
-        r.register("handshakes", "WebSocket handshakes by outcome", m.handshakes.clone());
+        r.register("connections", "Open client connections by transport", m.connections.clone());
+        r.register("handshakes", "Handshakes by outcome and transport", m.handshakes.clone());
         r.register("messages_in", "Messages from clients", m.messages_in.clone());
         r.register("messages_out", "Frames handed to client sockets", m.messages_out.clone());
         r.register("bytes_in", "Bytes from clients after the handshake", m.bytes_in.clone());
         r.register("bytes_out", "Bytes handed to client sockets after the handshake", m.bytes_out.clone());
         r.register("publications", "Publications that came from the bus", m.publications.clone());
-        r.register("deliveries", "Publications put into clients' outboxes", m.deliveries.clone());
+        r.register(
+            "deliveries",
+            "Publications put into clients' outboxes or sent as datagrams",
+            m.deliveries.clone(),
+        );
+        r.register("datagrams", "Publications for clients that take datagrams, by what became of them (too_large, unsupported: they went by the stream)", m.datagrams.clone());
         r.register("subscriptions", "Subscriptions of clients here", m.subscriptions.clone());
         r.register("channels", "Channels with interest at the bus", m.channels.clone());
         r.register("disconnects", "Connections ended, by close code (1000: by the client, 1006: lost, 4000: a code of the backend's)", m.disconnects.clone());
@@ -65,16 +84,26 @@ impl Metrics {
             "Failures of accept(), such as too many open files",
             m.accept_errors.clone(),
         );
+        // Shown before the first one comes.
+        m.connections(Transport::H1);
         r.register("leaves_lost", "Memberships that could not be ended in time", m.leaves_lost.clone());
         m
     }
 
-    pub fn handshake(&self, outcome: &'static str) {
-        self.handshakes.get_or_create(&Outcome { outcome }).inc();
+    pub fn connections(&self, transport: Transport) -> Gauge {
+        self.connections.get_or_create(&By { transport: transport.as_str() }).clone()
+    }
+
+    pub fn handshake(&self, outcome: &'static str, transport: Transport) {
+        self.handshakes.get_or_create(&Handshake { outcome, transport: transport.as_str() }).inc();
     }
 
     pub fn gap(&self, outcome: &'static str) {
         self.gaps.get_or_create(&Outcome { outcome }).inc();
+    }
+
+    pub fn datagrams(&self, outcome: &'static str, n: u64) {
+        self.datagrams.get_or_create(&Outcome { outcome }).inc_by(n);
     }
 
     pub fn error(&self, code: u32) {

@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
-use weir_conf::channel::{ChannelOptions, Channels};
+use weir_conf::channel::{self as conf, ChannelOptions, Channels};
 use weir_wire::code::ErrorCode;
-use weir_wire::envelope::StreamOptions;
+use weir_wire::envelope::{Ack, StreamOptions};
 
 pub struct Namespaces {
     without: Arc<ChannelOptions>,
@@ -38,6 +38,22 @@ impl Namespaces {
     }
 }
 
+pub fn ack(options: &ChannelOptions) -> Ack {
+    match options.ack {
+        conf::Ack::Copies => Ack::Copies,
+        conf::Ack::Owner => Ack::Owner,
+        conf::Ack::None => Ack::None,
+    }
+}
+
+pub fn live_without_owner(options: &ChannelOptions) -> bool {
+    options.when_minority == conf::WhenMinority::Live
+}
+
+pub fn by_datagram(options: &ChannelOptions) -> bool {
+    options.delivery == conf::Delivery::Datagram
+}
+
 /// `None`: the channel keeps no history.
 pub fn stream(options: &ChannelOptions) -> Option<StreamOptions> {
     let on = options.history_size > 0 && options.history_ttl > Duration::ZERO;
@@ -65,6 +81,7 @@ pub fn limited_to(channel: &str) -> Option<impl Iterator<Item = &str>> {
 #[cfg(test)]
 pub mod tests {
     use super::*;
+    use weir_conf::channel::{Ack, Delivery, WhenMinority};
 
     /// Everything off.
     pub fn closed() -> ChannelOptions {
@@ -75,6 +92,9 @@ pub mod tests {
             history_size: 0,
             history_ttl: Duration::ZERO,
             history_meta_ttl: Duration::from_secs(3600),
+            ack: Ack::Copies,
+            when_minority: WhenMinority::Refuse,
+            delivery: Delivery::Stream,
             force_positioning: false,
             allow_positioning: false,
             force_recovery: false,
@@ -123,7 +143,7 @@ pub mod tests {
     }
 
     /// No namespace: everything off. `open:`: all on. `plain:`: subscribe and publish, no stream.
-    /// `stream:`: a stream, positions only for who asks.
+    /// `stream:`: a stream, positions only for who asks. `lossy:`: as `plain:`, by datagram, with joins.
     pub fn channels() -> Channels {
         let plain = ChannelOptions {
             allow_subscribe_for_client: true,
@@ -140,7 +160,8 @@ pub mod tests {
             allow_history_for_subscriber: true,
             ..plain.clone()
         };
-        let named = [("open", open()), ("plain", plain), ("stream", stream)];
+        let lossy = ChannelOptions { delivery: Delivery::Datagram, join_leave: true, ..plain.clone() };
+        let named = [("open", open()), ("plain", plain), ("stream", stream), ("lossy", lossy)];
         let namespace = named.into_iter().map(|(n, o)| (n.to_owned(), o)).collect();
         Channels { without_namespace: closed(), namespace }
     }

@@ -5,13 +5,13 @@
 //! it drops what it holds, takes nothing more, and the task closes the client with 3008. Nothing
 //! is dropped from the middle: a client sees all of its frames up to some point, or the close.
 
-use crate::sync::lock;
 use bytes::Bytes;
 use futures_util::task::AtomicWaker;
 use std::collections::VecDeque;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::task::Waker;
+use weir_core::sync::lock;
 
 /// Queues that grew in a burst are given back when they are empty again.
 const KEPT_CAPACITY: usize = 32;

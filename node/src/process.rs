@@ -1,10 +1,9 @@
 //! What this node says of its process; zero where there is no `/proc`.
 
-use crate::sync::lock;
-use std::fs;
 use std::sync::Mutex;
 use std::time::Instant;
 use weir_core::process::{self, Usage};
+use weir_core::sync::lock;
 
 fn usage() -> Usage {
     process::own().unwrap_or_default()
@@ -25,9 +24,4 @@ pub fn cpu_percent() -> f64 {
     });
     *last = Some((now, used));
     (percent * 10.0).round() / 10.0
-}
-
-pub fn host_name() -> String {
-    let name = fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-    name.trim().to_owned()
 }

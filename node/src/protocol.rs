@@ -1,7 +1,8 @@
 //! What client and node say to each other, free of how it is written: the messages of the
-//! Centrifugo client protocol v2 that this node speaks. [`json`] writes and reads them.
+//! Centrifugo client protocol v2 that this node speaks. [`json`] and [`protobuf`] write and read them.
 
 pub mod json;
+pub mod protobuf;
 
 use bytes::Bytes;
 use std::sync::Arc;
@@ -16,16 +17,50 @@ pub enum Format {
     Json,
     /// JSON to a client that only listens: bare `Push` objects.
     JsonUni,
+    /// JSON on a stream of bytes (WebTransport): each message ends with a newline.
+    JsonLines,
+    /// Protobuf in binary frames.
+    Protobuf,
+    /// Protobuf on a stream of bytes.
+    ProtobufStream,
+    /// What the two say on a stream of bytes that a proxy of another process passes on: it gets them in frames, and
+    /// reads nothing of what they carry.
+    FramedLines,
+    FramedProtobuf,
 }
 
 impl Format {
-    pub const COUNT: usize = 2;
+    pub const COUNT: usize = 7;
 
     pub fn index(self) -> usize {
         match self {
             Format::Json => 0,
             Format::JsonUni => 1,
+            Format::JsonLines => 2,
+            Format::Protobuf => 3,
+            Format::ProtobufStream => 4,
+            Format::FramedLines => 5,
+            Format::FramedProtobuf => 6,
         }
+    }
+
+    /// A push stands in a `Reply`.
+    pub fn wraps_pushes(self) -> bool {
+        self != Format::JsonUni
+    }
+
+    /// What carries it knows no messages, as WebSockets do: they are told apart by what they say.
+    pub fn is_stream(self) -> bool {
+        matches!(self, Format::JsonLines | Format::ProtobufStream) || self.is_framed()
+    }
+
+    /// It is a stream, and what goes to the client is in frames, with a Close frame at the end.
+    pub fn is_framed(self) -> bool {
+        matches!(self, Format::FramedLines | Format::FramedProtobuf)
+    }
+
+    pub fn is_protobuf(self) -> bool {
+        matches!(self, Format::Protobuf | Format::ProtobufStream | Format::FramedProtobuf)
     }
 }
 
@@ -38,6 +73,7 @@ pub struct Malformed;
 #[derive(Debug)]
 pub enum Commands {
     Json(json::Lines),
+    Protobuf(protobuf::Messages),
 }
 
 impl Iterator for Commands {
@@ -46,6 +82,7 @@ impl Iterator for Commands {
     fn next(&mut self) -> Option<Self::Item> {
         match self {
             Commands::Json(lines) => lines.next(),
+            Commands::Protobuf(messages) => messages.next(),
         }
     }
 }

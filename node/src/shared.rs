@@ -5,12 +5,13 @@ use crate::hub::Hub;
 use crate::limits::Limits;
 use crate::metrics::Metrics;
 use crate::session::Settings;
-use crate::sync::lock;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Instant;
 use tokio::runtime::Handle;
+use weir_core::accept::Transport;
+use weir_core::sync::lock;
 use weir_wire::id::NodeId;
 
 pub struct Shared {
@@ -34,6 +35,7 @@ pub struct Shared {
 pub struct Entry {
     shared: Arc<Shared>,
     key: u64,
+    transport: Transport,
 }
 
 impl Shared {
@@ -60,11 +62,11 @@ impl Shared {
         }
     }
 
-    pub fn enter(self: &Arc<Self>, client: &Arc<Client>) -> Entry {
+    pub fn enter(self: &Arc<Self>, client: &Arc<Client>, transport: Transport) -> Entry {
         let key = self.next.fetch_add(1, Ordering::Relaxed);
         lock(&self.live).insert(key, client.clone());
-        self.metrics.connections.inc();
-        Entry { shared: self.clone(), key }
+        self.metrics.connections(transport).inc();
+        Entry { shared: self.clone(), key, transport }
     }
 
     pub fn live(&self) -> usize {
@@ -85,6 +87,6 @@ impl Shared {
 impl Drop for Entry {
     fn drop(&mut self) {
         lock(&self.shared.live).remove(&self.key);
-        self.shared.metrics.connections.dec();
+        self.shared.metrics.connections(self.transport).dec();
     }
 }

@@ -1,10 +1,14 @@
 //! The whole node over real sockets: port 0, a real WebSocket client, a twin of the bus.
 
 mod api;
+mod datagrams;
 mod frames;
+pub mod front;
 mod handshake;
 mod life;
+mod protobuf;
 mod protocol;
+mod webtransport;
 
 use crate::auth::tests::token;
 use crate::namespaces::tests::channels;
@@ -41,6 +45,7 @@ pub fn conf() -> weir_conf::node::Node {
         token: crate::auth::tests::conf(SECRET),
         anonymous: true,
         uni_websocket: true,
+        webtransport: true,
         demo_page: true,
         max_connections: 0,
         max_connections_per_ip: 0,
@@ -58,6 +63,9 @@ pub fn conf() -> weir_conf::node::Node {
         history_limit: 300,
         brokers: vec![],
         broker_secret: Secret::default(),
+        broker_tls_cert: String::new(),
+        broker_tls_key: String::new(),
+        broker_tls_ca: String::new(),
         bus_timeout: Duration::from_secs(5),
         inbox_size: 4096,
         drain: weir_conf::node::Drain { rate: Rate { per_second: 1000.0 }, timeout: Duration::from_secs(10) },
@@ -162,12 +170,18 @@ impl Server {
 
     /// The value of a metric, all its labels together.
     fn metric(&self, name: &str) -> f64 {
+        self.metric_with(name, "")
+    }
+
+    /// The value of a metric where a label has this value.
+    fn metric_with(&self, name: &str, label: &str) -> f64 {
+        let of_label = |line: &&&str| label.is_empty() || line.contains(&format!("=\"{label}\""));
         let mut text = String::new();
         prometheus_client::encoding::text::encode(&mut text, &self.registry).unwrap();
         let of_name = |line: &&str| line.split(['{', ' ']).next() == Some(name);
         let lines: Vec<&str> = text.lines().filter(of_name).collect();
         assert!(!lines.is_empty(), "no {name} in {text}");
-        lines.iter().filter_map(|l| l.rsplit(' ').next()?.parse::<f64>().ok()).sum()
+        lines.iter().filter(of_label).filter_map(|l| l.rsplit(' ').next()?.parse::<f64>().ok()).sum()
     }
 }
 

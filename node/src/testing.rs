@@ -1,12 +1,12 @@
 //! A faithful twin of the bus, in memory: channel streams with epochs and offsets, interest,
 //! members, several attached nodes; and switches for what goes wrong.
 
-use crate::sync::lock;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, Mutex};
 use tokio::sync::{mpsc, oneshot, watch};
 use weir_broker::bus::Call;
 use weir_broker::{Bus, BusError, Event, Inbox};
+use weir_core::sync::lock;
 use weir_wire::envelope::{
     Answer, Body, Control, Delivery, History, HistoryQuery, Member, Position, PresenceStats, Publication,
     Publish, Published, Question, StreamOptions, Survey,

@@ -1,6 +1,7 @@
 //! The access log: one line at the end of each request and each tunnel. No query strings, no
 //! headers, no payload.
 
+use crate::front::arrive::From;
 use crate::route::edit::Vars;
 use crate::route::{self, Route};
 use http::request::Parts;
@@ -9,6 +10,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Instant;
 use tracing::info;
+use weir_core::accept::Transport;
 use weir_wire::id::ConnId;
 
 /// A path in the log is cut here.
@@ -18,6 +20,7 @@ const MAX_PATH: usize = 256;
 pub struct Access {
     conn: ConnId,
     client: IpAddr,
+    transport: Transport,
     host: Box<str>,
     path: Box<str>,
     /// When its head was read.
@@ -48,19 +51,20 @@ pub struct TunnelEnd {
     pub cause: &'static str,
 }
 
-/// The first Close frame.
+/// The first Close frame; or what a client ended its session of WebTransport with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Close {
     /// "client", "server" or "proxy".
     pub by: &'static str,
-    pub code: u16,
+    pub code: u32,
 }
 
 impl Access {
-    pub fn new(head: &Parts, conn: ConnId, client: IpAddr) -> Access {
+    pub fn new(head: &Parts, from: &From) -> Access {
         Access {
-            conn,
-            client,
+            conn: from.conn.clone(),
+            client: from.client,
+            transport: from.transport,
             host: route::host(&head.headers).into(),
             path: printable(head.uri.path()),
             started: Instant::now(),
@@ -86,7 +90,16 @@ impl Access {
     }
 
     pub fn log_tunnel(&self, end: &TunnelEnd) {
-        self.write("tunnel", 101, Some(end.bytes), end.cause, Some(end));
+        self.write("tunnel", self.switched(), Some(end.bytes), end.cause, Some(end));
+    }
+
+    /// The status that says yes to a handshake.
+    pub fn switched(&self) -> u16 {
+        if self.transport == Transport::H1 { 101 } else { 200 }
+    }
+
+    pub fn transport(&self) -> Transport {
+        self.transport
     }
 
     fn write(
@@ -108,6 +121,7 @@ impl Access {
             conn = %self.conn,
             client = %self.client,
             kind,
+            transport = self.transport.as_str(),
             host = &*self.host,
             path = &*self.path,
             route = self.route.as_deref(),

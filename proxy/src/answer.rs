@@ -13,7 +13,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::time::timeout;
 
 /// For writing an answer; the client has only to take a few hundred bytes.
-const WRITE_TIMEOUT: Duration = Duration::from_secs(5);
+pub const WRITE_TIMEOUT: Duration = Duration::from_secs(5);
 /// After an answer that ends the connection, what the client still sends is read and thrown
 /// away for so long: closing at once would reset the connection, and with it the answer.
 const LINGER: Duration = Duration::from_secs(1);

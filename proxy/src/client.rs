@@ -1,8 +1,13 @@
-//! A client's connection: its socket, what was read ahead, and a gate that keeps one request's
+//! A client's connection of HTTP/1: its socket, what was read ahead, and a gate that keeps one request's
 //! reader from the bytes of the next.
 //!
 //! Pingora takes it as one of its own streams and gives it back after a request, so the plain
 //! socket is at hand when a WebSocket comes.
+
+pub mod session;
+pub mod stream;
+
+pub use stream::ClientStream;
 
 use crate::answer;
 use crate::front::chunks::Chunks;
@@ -14,12 +19,10 @@ use pingora_core::protocols::{
     UniqueID, raw_connect::ProxyDigest,
 };
 use std::io;
-use std::os::fd::AsRawFd;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
-use tokio::net::TcpStream;
 
 /// Small writes are gathered up to this until they are flushed: Pingora writes a head and a
 /// short body one after the other.
@@ -29,7 +32,7 @@ const PEEK: usize = 1024;
 
 #[derive(Debug)]
 pub struct Client {
-    tcp: TcpStream,
+    stream: ClientStream,
     /// Read from the socket, not yet handed out.
     pub ahead: BytesMut,
     /// How much may be read ahead of a request's end; then the rest waits in the kernel.
@@ -57,8 +60,8 @@ enum Gate {
 pub struct Malformed(&'static str);
 
 impl Client {
-    pub fn new(tcp: TcpStream, ahead_limit: usize) -> Client {
-        Client { tcp, ahead: BytesMut::new(), ahead_limit, gate: Gate::Open, gathered: Vec::new() }
+    pub fn new(stream: ClientStream, ahead_limit: usize) -> Client {
+        Client { stream, ahead: BytesMut::new(), ahead_limit, gate: Gate::Open, gathered: Vec::new() }
     }
 
     /// From here on readers see this body and no byte after it.
@@ -77,7 +80,7 @@ impl Client {
     /// Reads more ahead. 0: the client has closed.
     pub async fn fill(&mut self) -> io::Result<usize> {
         self.ahead.reserve(PEEK);
-        self.tcp.read_buf(&mut self.ahead).await
+        self.stream.read_buf(&mut self.ahead).await
     }
 
     /// Waits until the client has closed. What it sends meanwhile is kept, up to the limit.
@@ -85,9 +88,9 @@ impl Client {
         let _closed_or_broken = std::future::poll_fn(|cx| self.poll_closed(cx)).await;
     }
 
-    /// The bare socket, and what was read ahead on it.
-    pub fn into_parts(self) -> (TcpStream, Bytes) {
-        (self.tcp, self.ahead.freeze())
+    /// What carries its bytes, and what was read ahead of it.
+    pub fn into_parts(self) -> (ClientStream, Bytes) {
+        (self.stream, self.ahead.freeze())
     }
 
     /// Looks out for the client's leaving; what it sends instead is kept for later.
@@ -95,7 +98,7 @@ impl Client {
         while self.ahead.len() < self.ahead_limit {
             let mut scratch = [0u8; PEEK];
             let mut buf = ReadBuf::new(&mut scratch);
-            ready!(Pin::new(&mut self.tcp).poll_read(cx, &mut buf))?;
+            ready!(Pin::new(&mut self.stream).poll_read(cx, &mut buf))?;
             if buf.filled().is_empty() {
                 return Poll::Ready(Ok(()));
             }
@@ -131,7 +134,7 @@ impl Client {
 
     fn poll_gathered(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         while !self.gathered.is_empty() {
-            let n = ready!(Pin::new(&mut self.tcp).poll_write(cx, &self.gathered))?;
+            let n = ready!(Pin::new(&mut self.stream).poll_write(cx, &self.gathered))?;
             if n == 0 {
                 return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
             }
@@ -158,7 +161,7 @@ impl AsyncRead for Client {
         let before = buf.filled().len();
         if this.ahead.is_empty() {
             let mut part = ReadBuf::new(buf.initialize_unfilled_to(allowed));
-            ready!(Pin::new(&mut this.tcp).poll_read(cx, &mut part))?;
+            ready!(Pin::new(&mut this.stream).poll_read(cx, &mut part))?;
             let n = part.filled().len();
             buf.advance(n);
         } else {
@@ -176,7 +179,7 @@ impl AsyncWrite for Client {
             ready!(self.poll_gathered(cx))?;
         }
         if data.len() > GATHER {
-            return Pin::new(&mut self.tcp).poll_write(cx, data);
+            return Pin::new(&mut self.stream).poll_write(cx, data);
         }
         self.gathered.extend_from_slice(data);
         Poll::Ready(Ok(data.len()))
@@ -188,7 +191,7 @@ impl AsyncWrite for Client {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         ready!(self.poll_gathered(cx))?;
-        Pin::new(&mut self.tcp).poll_shutdown(cx)
+        Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 }
 
@@ -199,14 +202,14 @@ impl Shutdown for Client {
         let _ = AsyncWriteExt::shutdown(self).await;
         // It is still sending a body that nobody wants.
         if !matches!(self.gate, Gate::Within(0)) {
-            answer::linger(&mut self.tcp).await;
+            answer::linger(&mut self.stream).await;
         }
     }
 }
 
 impl UniqueID for Client {
     fn id(&self) -> i32 {
-        self.tcp.as_raw_fd()
+        self.stream.as_raw_fd()
     }
 }
 

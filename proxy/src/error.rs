@@ -7,8 +7,12 @@ use std::net::SocketAddr;
 #[derive(Debug, thiserror::Error)]
 pub enum BindError {
     /// The port is taken, or not ours to take.
-    #[error("proxy.listen: cannot listen on {addr}: {source}")]
-    Listen { addr: SocketAddr, source: io::Error },
+    #[error("{section}.listen: cannot listen on {addr}: {source}")]
+    Listen { section: &'static str, addr: SocketAddr, source: io::Error },
+
+    /// Its TCP port is ours; HTTP/3 needs the UDP port of the same number.
+    #[error("proxy.tls.listen: cannot listen on {addr} (UDP, for HTTP/3): {source}")]
+    Udp { addr: SocketAddr, source: io::Error },
 
     /// A server's name has no address.
     #[error("proxy.upstream.{upstream}.servers: cannot resolve \"{server}\": {source}")]
@@ -21,6 +25,22 @@ pub enum BindError {
     /// Authorities that cannot be read, or a name that TLS cannot ask for.
     #[error("proxy.upstream.{upstream}.tls: {source}")]
     Tls { upstream: String, source: io::Error },
+
+    /// Its sockets are another matter: see `Listen`.
+    #[error("proxy.quic: {0}")]
+    Quic(io::Error),
+
+    /// A certificate, its key, or the authorities of clients.
+    #[error("proxy.tls.{key}: cannot use the file {file:?}: {why}")]
+    TlsFile { key: String, file: String, why: String },
+
+    /// Nothing that a file could be blamed for.
+    #[error("proxy.tls: {0}")]
+    TlsSetup(String),
+
+    /// Nobody could be asked for certificates.
+    #[error("proxy.acme.{key}: {reason}")]
+    Acme { key: &'static str, reason: String },
 
     /// A route leads nowhere.
     #[error(

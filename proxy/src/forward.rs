@@ -8,7 +8,7 @@ use http::{HeaderMap, Version};
 use std::io::Write;
 use std::net::IpAddr;
 use weir_conf::proxy::HostHeader;
-use weir_wire::hop::{FORWARDED_FOR, FORWARDED_PROTO, REQUEST_ID};
+use weir_wire::hop::{FORWARDED_FOR, FORWARDED_PROTO, REQUEST_ID, WEBTRANSPORT};
 use weir_wire::id::ConnId;
 
 /// Headers about one connection, not about the request (RFC 9110, 7.6.1).
@@ -33,6 +33,8 @@ pub struct Origin<'a> {
     pub conn: &'a ConnId,
     /// The peer is listed in `trusted`: what it says of the client's protocol and host stays.
     pub trusted: bool,
+    /// It came over TLS.
+    pub secure: bool,
     /// Servers are told by `Forwarded` too.
     pub forwarded: bool,
 }
@@ -46,7 +48,8 @@ pub fn rewrite(headers: &mut HeaderMap, origin: &Origin) {
         }
     }
     if !(origin.trusted && headers.contains_key(FORWARDED_PROTO)) {
-        headers.insert(FORWARDED_PROTO, HeaderValue::from_static("http"));
+        let proto = if origin.secure { "https" } else { "http" };
+        headers.insert(FORWARDED_PROTO, HeaderValue::from_static(proto));
     }
     let told = origin.forwarded.then(|| forwarded(headers, origin.client));
     let mut set = |name: &'static str, text: String| match HeaderValue::try_from(text) {
@@ -144,8 +147,24 @@ pub fn rewrite_response(headers: &mut HeaderMap) {
 
 /// Puts the handshake's own hop-by-hop headers back.
 pub fn mark_upgrade(headers: &mut HeaderMap) {
+    mark(headers, "websocket");
+}
+
+/// The same for a session of WebTransport: what it and WebSockets have headers for is said to us, or by nobody.
+pub fn mark_session(headers: &mut HeaderMap) {
+    let of_this_hop = |name: &HeaderName| {
+        ["sec-websocket-", "sec-webtransport-"].iter().any(|prefix| name.as_str().starts_with(prefix))
+    };
+    let said: Vec<HeaderName> = headers.keys().filter(|name| of_this_hop(name)).cloned().collect();
+    for name in said {
+        headers.remove(name);
+    }
+    mark(headers, WEBTRANSPORT);
+}
+
+fn mark(headers: &mut HeaderMap, protocol: &'static str) {
     headers.insert(CONNECTION, HeaderValue::from_static("Upgrade"));
-    headers.insert(UPGRADE, HeaderValue::from_static("websocket"));
+    headers.insert(UPGRADE, HeaderValue::from_static(protocol));
 }
 
 /// The head on the wire, for a server of HTTP/1.
@@ -200,7 +219,8 @@ mod tests {
             headers.append(*name, HeaderValue::from_static(value));
         }
         let conn = ConnId::from_random(7);
-        rewrite(&mut headers, &Origin { client: client.parse().unwrap(), conn: &conn, trusted, forwarded });
+        let client = client.parse().unwrap();
+        rewrite(&mut headers, &Origin { client, conn: &conn, trusted, secure: false, forwarded });
         let mut out = Vec::new();
         write_headers(&headers, &mut out);
         let mut lines: Vec<_> = std::str::from_utf8(&out).unwrap().lines().map(str::to_string).collect();
@@ -236,6 +256,22 @@ mod tests {
             ("keep-alive", "timeout=5"),
         ];
         assert_eq!(rewritten(&hop, false), format!("Host: a|{OURS}"));
+    }
+
+    #[test]
+    fn a_session_is_upgraded_to_without_a_word_of_websockets() {
+        let mut headers = HeaderMap::new();
+        for name in
+            ["sec-websocket-key", "sec-websocket-protocol", "sec-webtransport-http3-draft02", "origin"]
+        {
+            headers.append(name, HeaderValue::from_static("x"));
+        }
+        mark_session(&mut headers);
+        let mut out = Vec::new();
+        write_headers(&headers, &mut out);
+        let mut lines: Vec<_> = std::str::from_utf8(&out).unwrap().lines().collect();
+        lines.sort_unstable();
+        assert_eq!(lines, ["Connection: Upgrade", "Origin: x", "Upgrade: weir-webtransport"]);
     }
 
     #[test]

@@ -7,34 +7,45 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 mod access;
+mod acme;
 mod admit;
 mod answer;
+mod batched;
 mod client;
 mod error;
 mod forward;
 mod front {
     //! From bytes to a request, by HTTP version.
     pub mod arrive;
+    pub mod asker;
     pub mod chunks;
+    pub mod h2;
+    pub mod h3;
     pub mod head;
     pub mod proxy_protocol;
+    pub mod stream;
+    pub mod streamed;
     pub mod upgrade;
 }
 mod listeners;
 mod local;
 mod metrics;
 mod plain;
+mod quic;
 mod route;
 mod server;
 mod service;
 mod snapshot;
 #[cfg(test)]
 mod testing;
+mod tls;
 mod token;
 mod tunnel;
 mod upstream;
 
 pub use error::BindError;
+pub use quic::{Handed as QuicSocket, Inheritance as QuicInheritance, Succession};
+pub use tls::self_signed::{MAX_PINNED_DAYS, SelfSigned, self_signed};
 pub use upstream::{ServerStatus, State as ServerState, UnknownServer};
 
 use arc_swap::ArcSwap;
@@ -48,7 +59,7 @@ use snapshot::Snapshot;
 use std::collections::BTreeMap;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 use tokio::sync::{Notify, mpsc};
 use tokio::time::Instant;
@@ -56,6 +67,7 @@ use tokio_util::sync::CancellationToken;
 use tunnel::register::{Open, Told, Which};
 use weir_core::accept::Acceptor;
 use weir_core::drain::Drain;
+use weir_core::sync::lock;
 
 /// Told that they are closed, tunnels end within this; a little longer than they take for it.
 const CLOSE_GRACE: Duration = Duration::from_millis(2500);
@@ -70,13 +82,25 @@ pub struct LocalNode {
     pub addr: SocketAddr,
 }
 
-/// Sockets of a predecessor, by the address in its conf.
-pub type Inherited = BTreeMap<SocketAddr, TcpListener>;
+/// What a predecessor hands over.
+#[derive(Default)]
+pub struct Inherited {
+    /// By the address in its conf, in its order.
+    pub listeners: Vec<(SocketAddr, TcpListener)>,
+    pub quic: Option<QuicInheritance>,
+}
+
+impl Inherited {
+    pub fn new() -> Inherited {
+        Inherited::default()
+    }
+}
 
 /// A proxy whose listeners are bound and that does not serve yet.
 pub struct Proxy {
     control: Control,
     opened: mpsc::UnboundedReceiver<Opened>,
+    quic_opened: mpsc::UnboundedReceiver<quic::Endpoint>,
 }
 
 /// The handle of operations on a proxy, before and while it serves.
@@ -88,6 +112,8 @@ struct Controlled {
     node: Option<LocalNode>,
     /// Held over a whole reload: they come one after the other.
     listeners: Mutex<Listeners>,
+    /// Locked after `listeners`.
+    quic: Mutex<quic::Endpoints>,
 }
 
 /// What a reload did to the listeners; everything else was swapped.
@@ -110,9 +136,19 @@ impl Proxy {
         let snapshot = Snapshot::build(conf, node.as_ref(), &metrics, None)?;
         let (serve, opened) = mpsc::unbounded_channel();
         let mut listeners = Listeners::new(serve);
-        let prepared = listeners.prepare(&conf.listen, &mut inherited)?;
+        let prepared = listeners.prepare(conf, &mut inherited.listeners)?;
+        let certificates = snapshot.tls.load(&conf.tls)?;
+        let automatic = snapshot.acme.plan(&conf.acme)?;
+        snapshot.tls.enforce(certificates);
+        snapshot.acme.apply(automatic);
+        let (serve, quic_opened) = mpsc::unbounded_channel();
+        let mut quic = quic::Endpoints::new(&conf.quic, inherited.quic, metrics.quic.clone(), serve)
+            .map_err(BindError::Quic)?;
+        let endpoints = quic.prepare(wanted(&listeners, &prepared, conf, &snapshot.tls)).map_err(no_udp)?;
         listeners.apply(prepared)?;
+        quic.apply(endpoints).map_err(BindError::Quic)?;
         listeners.set_options(conf);
+        snapshot.tls.set_port(listeners.tls_port(conf));
         let plain = Plain { metrics: metrics.clone() };
         let plain = pingora_proxy::http_proxy(&Arc::new(server::conf(conf)), plain);
         let service = Service {
@@ -123,13 +159,19 @@ impl Proxy {
             drain: Drain::new(),
             swapped: Notify::new(),
         };
-        let control = Controlled { service: Arc::new(service), node, listeners: Mutex::new(listeners) };
-        Ok(Proxy { control: Control(Arc::new(control)), opened })
+        let listeners = Mutex::new(listeners);
+        let control = Controlled { service: Arc::new(service), node, listeners, quic: Mutex::new(quic) };
+        Ok(Proxy { control: Control(Arc::new(control)), opened, quic_opened })
     }
 
-    /// Where it listens: real ports, also where the conf says 0.
+    /// Where it listens, first without TLS, then with it: real ports, also where the conf says 0.
     pub fn local_addrs(&self) -> Vec<SocketAddr> {
-        self.control.listeners().local_addrs()
+        self.control.listeners().serving().iter().map(|serving| serving.local).collect()
+    }
+
+    /// Those with TLS.
+    pub fn tls_addrs(&self) -> Vec<SocketAddr> {
+        self.control.listeners().tls_addrs()
     }
 
     pub fn control(&self) -> Control {
@@ -145,7 +187,12 @@ impl Proxy {
         let pingora = server::conf(&service.snapshot.load().conf);
         let stop = CancellationToken::new();
         let threads = pingora.threads;
-        let front = Front { service: service.clone(), opened: Some(self.opened), threads };
+        let front = Front {
+            service: service.clone(),
+            opened: Some(self.opened),
+            quic_opened: Some(self.quic_opened),
+            threads,
+        };
         let mut ended = server::run(front, pingora, stop.clone())?;
         tokio::select! {
             () = drain.begun() => {}
@@ -153,6 +200,7 @@ impl Proxy {
         }
         own.begin();
         self.control.listeners().close_all();
+        self.control.quic().close_all();
         tracing::info!(open = own.remaining(), "proxy drains");
         let (conf, pace) = (service.snapshot.load().conf.drain, drain.pace());
         let rate = pace.per_second.unwrap_or(conf.rate.per_second);
@@ -172,12 +220,32 @@ impl Proxy {
         }
         service.open.tell(&Which::All, if drain.has_stopped() { Told::GoNow } else { Told::Go });
         let all = own.complete(CLOSE_GRACE).await;
+        self.control.quic().stop_all();
         tracing::info!(left = own.remaining(), all, "proxy drained");
         stop.cancel();
         // It has nothing to wait for; should its thread hang all the same, the process goes on without.
         let _ended = tokio::time::timeout(CLOSE_GRACE, ended).await;
         Ok(())
     }
+}
+
+/// The QUIC endpoints of a conf, each on the port number of its TCP listener.
+fn wanted<'a>(
+    listeners: &Listeners,
+    prepared: &listeners::Prepared,
+    conf: &'a weir_conf::proxy::Proxy,
+    tls: &Arc<tls::Tls>,
+) -> Vec<quic::Wanted<'a>> {
+    let endpoint = |(slot, at, speaks): (listeners::Slot, SocketAddr, tls::config::Speaks)| {
+        let (tls, early) = (tls.clone(), conf.quic.early_data);
+        let crypto: quic::Crypto = Arc::new(move || tls.quic(speaks.client_certs, early));
+        quic::Wanted { slot, at, settings: quic::Settings { conf: &conf.quic, crypto } }
+    };
+    listeners.quic(prepared).into_iter().map(endpoint).collect()
+}
+
+fn no_udp((addr, source): (SocketAddr, io::Error)) -> BindError {
+    BindError::Udp { addr, source }
 }
 
 impl Control {
@@ -188,11 +256,19 @@ impl Control {
         let service = &self.0.service;
         let before = service.snapshot.load_full();
         let next = Snapshot::build(conf, self.0.node.as_ref(), &service.metrics, Some(&before))?;
-        let prepared = listeners.prepare(&conf.listen, &mut BTreeMap::new())?;
+        let certificates = next.tls.load(&conf.tls)?;
+        let automatic = next.acme.plan(&conf.acme)?;
+        let prepared = listeners.prepare(conf, &mut Vec::new())?;
+        let mut quic = self.quic();
+        let endpoints = quic.prepare(wanted(&listeners, &prepared, conf, &next.tls)).map_err(no_udp)?;
+        next.tls.enforce(certificates);
+        next.acme.apply(automatic);
         service.snapshot.store(Arc::new(next));
         service.swapped.notify_one();
         let (opened, closed) = listeners.apply(prepared)?;
+        quic.apply(endpoints).map_err(BindError::Quic)?;
         listeners.set_options(conf);
+        service.snapshot.load().tls.set_port(listeners.tls_port(conf));
         Ok(Reloaded { opened, closed })
     }
 
@@ -236,8 +312,23 @@ impl Control {
         self.listeners().sockets().map(|(addr, socket)| Ok((addr, socket.try_clone()?))).collect()
     }
 
+    /// The QUIC endpoints, for a successor: it may read from their sockets at once, and must be followed by
+    /// [`Control::handed_over_quic`]. `None`: there are none.
+    pub fn hand_over_quic(&self) -> io::Result<Option<QuicInheritance>> {
+        self.quic().hand_over()
+    }
+
+    /// The successor serves; or it does not, and everything is as it was.
+    pub fn handed_over_quic(&self, serves: bool) {
+        self.quic().handed_over(serves);
+    }
+
+    fn quic(&self) -> MutexGuard<'_, quic::Endpoints> {
+        lock(&self.0.quic)
+    }
+
     fn listeners(&self) -> MutexGuard<'_, Listeners> {
         // What a panic could leave half done is a listener too few, which the next reload opens.
-        self.0.listeners.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0.listeners)
     }
 }

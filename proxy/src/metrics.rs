@@ -1,5 +1,6 @@
 //! The proxy's metric families, all under `weir_proxy_`.
 
+use crate::tls::metrics::TlsMetrics;
 use crate::upstream::server::Known;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
@@ -7,6 +8,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
+use weir_core::accept::Transport;
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct Outcome {
@@ -19,8 +21,26 @@ pub struct Cause {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct Handshake {
+    pub outcome: &'static str,
+    pub transport: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct Class {
     pub class: &'static str,
+    pub transport: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct Carried {
+    pub transport: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct TunnelEnd {
+    pub cause: &'static str,
+    pub transport: &'static str,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -67,12 +87,14 @@ impl Default for PerServer {
 pub struct RouteOutcome {
     pub route: String,
     pub outcome: &'static str,
+    pub transport: &'static str,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct RouteClass {
     pub route: String,
     pub class: &'static str,
+    pub transport: &'static str,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -104,8 +126,8 @@ impl Latency {
 #[derive(Clone, Default)]
 pub struct Metrics {
     pub connections: Gauge,
-    pub tunnels: Gauge,
-    pub handshakes: Family<Outcome, Counter>,
+    pub tunnels: Family<Carried, Gauge>,
+    pub handshakes: Family<Handshake, Counter>,
     pub requests: Family<Class, Counter>,
     pub route_handshakes: Family<RouteOutcome, Counter>,
     pub route_requests: Family<RouteClass, Counter>,
@@ -113,7 +135,7 @@ pub struct Metrics {
     pub refused: Family<Cause, Counter>,
     pub tokens: Family<Outcome, Counter>,
     pub jwks_fetches: Family<Outcome, Counter>,
-    pub tunnel_ends: Family<Cause, Counter>,
+    pub tunnel_ends: Family<TunnelEnd, Counter>,
     pub drain_remaining: Gauge,
     pub breaker_state: Family<ServerLabels, Gauge>,
     pub upstream_failures: Family<UpstreamFailure, Counter>,
@@ -124,8 +146,12 @@ pub struct Metrics {
     pub retries_denied: Family<UpstreamLabels, Counter>,
     pub queue: Family<UpstreamLabels, Gauge>,
     pub queue_outcomes: Family<QueueOutcome, Counter>,
+    pub tls: TlsMetrics,
+    pub acme_orders: Family<Outcome, Counter>,
+    pub http3_errors: Family<Cause, Counter>,
     /// No figure, but shared by the same holders: the servers that figures are of.
     pub servers: Known,
+    pub quic: crate::quic::Metrics,
     /// Towards the server.
     pub bytes_up: Counter,
     /// Towards the client.
@@ -140,7 +166,11 @@ impl Metrics {
             Metrics { bytes_up: direction("up"), bytes_down: direction("down"), ..Metrics::default() };
         let r = registry.sub_registry_with_prefix("weir_proxy");
         r.register("connections", "Open client connections", metrics.connections.clone());
-        r.register("tunnels", "Open WebSocket tunnels to servers over the network", metrics.tunnels.clone());
+        r.register(
+            "tunnels",
+            "Open tunnels (WebSockets, sessions of WebTransport) to servers over the network",
+            metrics.tunnels.clone(),
+        );
         r.register("handshakes", "WebSocket handshakes by outcome", metrics.handshakes.clone());
         r.register("requests", "Other HTTP requests by class of status", metrics.requests.clone());
         r.register(
@@ -179,6 +209,18 @@ impl Metrics {
             metrics.upstream_failures.clone(),
         );
         metrics.register_upstreams(r);
+        metrics.tls.register(r);
+        r.register(
+            "acme_orders",
+            "Certificates asked for, by outcome: issued, renewed, or what was wrong",
+            metrics.acme_orders.clone(),
+        );
+        metrics.quic.register(r);
+        r.register(
+            "http3_errors",
+            "Rules broken and limits met on HTTP/3 connections, by cause",
+            metrics.http3_errors.clone(),
+        );
         metrics
     }
 
@@ -212,12 +254,16 @@ impl Metrics {
         );
     }
 
-    pub fn handshake(&self, outcome: &'static str) {
-        self.handshakes.get_or_create(&Outcome { outcome }).inc();
+    pub fn handshake(&self, outcome: &'static str, transport: Transport) {
+        self.handshakes.get_or_create(&Handshake { outcome, transport: transport.as_str() }).inc();
     }
 
     pub fn refuse(&self, cause: &'static str) {
         self.refused.get_or_create(&Cause { cause }).inc();
+    }
+
+    pub fn http3_error(&self, cause: &'static str) {
+        self.http3_errors.get_or_create(&Cause { cause }).inc();
     }
 
     pub fn token(&self, outcome: &'static str) {
@@ -228,13 +274,18 @@ impl Metrics {
         self.jwks_fetches.get_or_create(&Outcome { outcome }).inc();
     }
 
+    pub fn acme_order(&self, outcome: &'static str) {
+        self.acme_orders.get_or_create(&Outcome { outcome }).inc();
+    }
+
     /// Of a route; the sum over all routes, and what came to none, is in `handshakes`.
-    pub fn route_handshake(&self, route: &str, outcome: &'static str) {
-        let labels = RouteOutcome { route: route.into(), outcome };
+    pub fn route_handshake(&self, route: &str, outcome: &'static str, transport: Transport) {
+        let labels = RouteOutcome { route: route.into(), outcome, transport: transport.as_str() };
         self.route_handshakes.get_or_create(&labels).inc();
     }
 
-    pub fn request(&self, route: &str, status: u16) {
+    pub fn request(&self, route: &str, status: u16, transport: Transport) {
+        let transport = transport.as_str();
         let class = match status {
             100..=199 => "1xx",
             200..=299 => "2xx",
@@ -243,7 +294,7 @@ impl Metrics {
             500..=599 => "5xx",
             _ => "none",
         };
-        self.requests.get_or_create(&Class { class }).inc();
-        self.route_requests.get_or_create(&RouteClass { route: route.into(), class }).inc();
+        self.requests.get_or_create(&Class { class, transport }).inc();
+        self.route_requests.get_or_create(&RouteClass { route: route.into(), class, transport }).inc();
     }
 }

@@ -1,9 +1,12 @@
 //! Every request that is no WebSocket, by Pingora's `HttpProxy`. Its head was read, judged and
 //! rewritten by us before (`service.rs`); here it only finds its server.
 
+pub mod session;
+
 use crate::access::{Access, End};
 use crate::client::Malformed;
 use crate::forward;
+use crate::front::arrive::Secured;
 use crate::metrics::Metrics;
 use crate::route::Route;
 use crate::route::affinity::Issue;
@@ -31,6 +34,7 @@ pub struct Passage {
     pub access: Access,
     pub route: Arc<Route>,
     pub issue: Option<Issue>,
+    pub tls: Option<Arc<Secured>>,
 }
 
 tokio::task_local! {
@@ -212,7 +216,7 @@ impl ProxyHttp for Plain {
         for name in ["keep-alive", "proxy-connection"] {
             response.remove_header(name);
         }
-        let Some(Passage { route, access, issue, .. }) = &ctx.passage else { return Ok(()) };
+        let Some(Passage { route, access, issue, tls, .. }) = &ctx.passage else { return Ok(()) };
         if !route.response_headers.is_empty() {
             route.response_headers.apply(response, &access.vars());
         }
@@ -220,6 +224,11 @@ impl ProxyHttp for Plain {
             && let Some(cookie) = issue.set_cookie(attempt.name(), SystemTime::now())
         {
             response.append_header(SET_COOKIE, cookie)?;
+        }
+        for (name, value) in tls.iter().flat_map(|tls| &tls.told) {
+            if !response.headers.contains_key(name) {
+                response.insert_header(name.clone(), value.clone())?;
+            }
         }
         Ok(())
     }
@@ -257,7 +266,7 @@ impl ProxyHttp for Plain {
     async fn logging(&self, session: &mut Session, error: Option<&Error>, ctx: &mut Ctx) {
         let status = session.response_written().map_or(0, |r| r.status.as_u16());
         let Some(Passage { access, route, .. }) = &ctx.passage else { return };
-        self.metrics.request(&route.name, status);
+        self.metrics.request(&route.name, status, access.transport());
         let cause = match (error, ctx.exhausted) {
             (Some(error), _) if *error.etype() == ErrorType::HTTPStatus(413) => "body_size",
             (Some(error), _) if is_malformed(error) => "malformed_body",

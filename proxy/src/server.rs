@@ -4,7 +4,10 @@
 //! to stop by [`Stop`] only when nothing is under way any more, or nothing is waited for.
 
 use crate::listeners::Opened;
+use crate::quic::Endpoint;
 use crate::service::Service;
+use crate::service::quic::Front as QuicFront;
+use crate::tls;
 use async_trait::async_trait;
 use pingora_core::server::configuration::ServerConf;
 use pingora_core::server::{ListenFds, RunArgs, Server, ShutdownSignal, ShutdownSignalWatch, ShutdownWatch};
@@ -41,6 +44,8 @@ pub struct Front {
     pub service: Arc<Service>,
     /// Listeners, now and after each reload. Taken when the service starts.
     pub opened: Option<mpsc::UnboundedReceiver<Opened>>,
+    /// Endpoints of QUIC, likewise.
+    pub quic_opened: Option<mpsc::UnboundedReceiver<Endpoint>>,
     pub threads: usize,
 }
 
@@ -54,6 +59,11 @@ impl pingora_core::services::Service for Front {
     ) {
         tokio::spawn(sweep(self.service.clone()));
         tokio::spawn(tend(self.service.clone()));
+        tokio::spawn(look_at_files(self.service.clone()));
+        tokio::spawn(automatic_certificates(self.service.clone()));
+        if let Some(opened) = self.quic_opened.take() {
+            tokio::spawn(quic(opened, self.service.clone(), shutdown.clone()));
+        }
         if let Some(mut opened) = self.opened.take() {
             while let Some(listener) = opened.recv().await {
                 tokio::spawn(accept(listener, self.service.clone(), shutdown.clone()));
@@ -72,12 +82,28 @@ impl pingora_core::services::Service for Front {
     }
 }
 
-async fn accept(Opened { listener, closed }: Opened, service: Arc<Service>, shutdown: ShutdownWatch) {
+async fn quic(mut opened: mpsc::UnboundedReceiver<Endpoint>, service: Arc<Service>, shutdown: ShutdownWatch) {
+    while let Some(endpoint) = opened.recv().await {
+        let local = endpoint.local_addr();
+        let front = Arc::new(QuicFront { service: service.clone(), shutdown: shutdown.clone(), local });
+        tokio::spawn(async move {
+            if let Err(error) = endpoint.serve(front).await {
+                tracing::error!(%local, %error, "no HTTP/3 here");
+            }
+        });
+    }
+}
+
+async fn accept(opened: Opened, service: Arc<Service>, shutdown: ShutdownWatch) {
+    let Opened { listener, kind, closed, served: _until_the_socket_is_closed } = opened;
     let listener = match tokio::net::TcpListener::from_std(listener) {
         Ok(listener) => listener,
         Err(error) => return tracing::error!(%error, "the listener cannot be used"),
     };
-    let serve = |(tcp, peer)| tokio::spawn(service.clone().connection(tcp, peer, shutdown.clone()));
+    let serve = |(tcp, peer)| {
+        let kind = **kind.load();
+        tokio::spawn(service.clone().connection(tcp, peer, kind, shutdown.clone()))
+    };
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
@@ -112,6 +138,28 @@ async fn sweep(service: Arc<Service>) {
             () = tokio::time::sleep(SWEEP) => service.snapshot.load().admit.sweep(),
             () = service.drain.begun() => return,
         }
+    }
+}
+
+/// Those that we renew. Once a drain has begun that is for the successor, which has the listeners.
+async fn automatic_certificates(service: Arc<Service>) {
+    let acme = service.snapshot.load().acme.clone();
+    tokio::select! {
+        () = acme.run() => {}
+        () = service.drain.begun() => {}
+    }
+}
+
+/// Certificates that others renew.
+async fn look_at_files(service: Arc<Service>) {
+    loop {
+        tokio::select! {
+            () = tokio::time::sleep(tls::LOOK) => {}
+            () = service.drain.begun() => return,
+        }
+        let tls = service.snapshot.load().tls.clone();
+        // A panic there leaves what was read before.
+        let _looked = tokio::task::spawn_blocking(move || tls.look()).await;
     }
 }
 

@@ -5,10 +5,12 @@
 //! health, pools.
 
 use crate::LocalNode;
+use crate::acme::Acme;
 use crate::admit::Admit;
 use crate::error::BindError;
 use crate::metrics::Metrics;
 use crate::route::{Action, Route, Routes, Target};
+use crate::tls::Tls;
 use crate::upstream::Upstream;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -18,6 +20,10 @@ use weir_core::client_addr::Trusted;
 pub struct Snapshot {
     pub conf: weir_conf::proxy::Proxy,
     pub trusted: Trusted,
+    /// Outlives confs; what this one says of it is put in force by whoever has loaded it.
+    pub tls: Arc<Tls>,
+    /// As `tls` is.
+    pub acme: Arc<Acme>,
     pub admit: Admit,
     pub routes: Routes,
     pub upstreams: BTreeMap<String, Arc<Upstream>>,
@@ -36,7 +42,17 @@ impl Snapshot {
             Some(before) => before.admit.renew(conf, metrics)?,
             None => Admit::new(conf, metrics)?,
         };
+        let tls = match before {
+            Some(before) => before.tls.clone(),
+            None => Tls::new(&conf.tls, &metrics.tls)?,
+        };
+        let acme = match before {
+            Some(before) => before.acme.clone(),
+            None => Arc::new(Acme::new(tls.certs.clone(), metrics.clone())),
+        };
         Ok(Snapshot {
+            acme,
+            tls,
             conf: conf.clone(),
             trusted: Trusted::new(&conf.trusted),
             routes: routes(conf, node, metrics, &upstreams, &admit)?,

@@ -5,8 +5,14 @@
 //! Frames (`tunnel/frames.rs`) are counted always, and nothing depends on them but what a route asks
 //! for: bytes that make no sense as frames are relayed as they are, and from there on no frame of ours
 //! is put into that direction. Where limits are set for a client, they are a protocol error (1002).
+//!
+//! A session of WebTransport to a node of another process is a tunnel, too: its client's bytes have no frames, and
+//! those of the node are in frames ([`weir_wire::hop::WEBTRANSPORT`]), which the client's end takes off
+//! (`client/session.rs`). So a Close frame, the node's or ours, is what ends the session.
 
 pub mod answer;
+mod cause;
+pub mod flushed;
 pub mod frames;
 pub mod greet;
 pub mod leave;
@@ -18,13 +24,14 @@ pub mod watch;
 
 use crate::access::{Access, Close, TunnelEnd};
 use crate::front::arrive::Permit;
-use crate::metrics::Cause as CauseLabel;
+use crate::metrics::TunnelEnd as EndLabel;
 use crate::upstream::attempt::Permit as ServerPermit;
 use bytes::Bytes;
+use cause::Cause;
 use frames::Sender;
-use leave::{Codes, GOING_AWAY, Leaving, Manner, POLICY, PROTOCOL_ERROR, SERVICE_RESTART, TOO_BIG};
+use leave::Leaving;
 use limits::{Guard, Verdict};
-use presence::{Peer, Presence};
+use presence::{End, Peer, Presence};
 use register::{Seat, Told};
 use relay::{Flow, Way, with_scratch};
 use std::future::Future;
@@ -34,8 +41,9 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::{Instant, Sleep};
-use watch::{Look, Seen, Watch, Why};
+use watch::{Look, Seen, Watch};
 use weir_conf::proxy::Tunnel as Conf;
+use weir_core::accept::Transport;
 
 /// A tunnel that is told to end has this long: for frames under way to end, and for the peers' answers.
 const LEAVE: Duration = Duration::from_secs(2);
@@ -84,91 +92,6 @@ struct Left {
     stuck: (bool, bool),
 }
 
-/// Why a tunnel ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Cause {
-    /// Both sides closed.
-    Closed,
-    ClientError,
-    ServerError,
-    /// No byte in either direction for too long.
-    Idle,
-    /// One side closed, and the other went silent without closing.
-    HalfClosed,
-    /// The client did not answer a ping.
-    NoPong,
-    /// It was as old as a tunnel may get.
-    Age,
-    /// The token that opened it has expired.
-    Expired,
-    /// One side took nothing of what waited for it.
-    ClientStalled,
-    ServerStalled,
-    /// The client's doing: a frame too large, too much at once, no frame at all.
-    FrameSize,
-    Rate,
-    Protocol,
-    /// It was told to go.
-    Drained,
-}
-
-impl Cause {
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Cause::Closed => "closed",
-            Cause::ClientError => "client_error",
-            Cause::ServerError => "server_error",
-            Cause::Idle => "idle",
-            Cause::HalfClosed => "half_closed",
-            Cause::NoPong => "no_pong",
-            Cause::Age => "max_age",
-            Cause::Expired => "token_expired",
-            Cause::ClientStalled => "client_stalled",
-            Cause::ServerStalled => "server_stalled",
-            Cause::FrameSize => "frame_size",
-            Cause::Rate => "rate",
-            Cause::Protocol => "protocol",
-            Cause::Drained => "drained",
-        }
-    }
-
-    /// Nothing came, or nothing was taken, for too long.
-    fn is_silence(self) -> bool {
-        use Cause::{ClientStalled, HalfClosed, Idle, NoPong, ServerStalled};
-        matches!(self, Idle | HalfClosed | NoPong | ClientStalled | ServerStalled)
-    }
-
-    /// How a tunnel that ends for it takes its leave.
-    fn manner(self) -> Manner {
-        let client = match self {
-            Cause::Drained | Cause::Age => SERVICE_RESTART,
-            Cause::FrameSize => TOO_BIG,
-            Cause::Rate | Cause::Expired => POLICY,
-            Cause::Protocol => PROTOCOL_ERROR,
-            _ => GOING_AWAY,
-        };
-        Manner {
-            codes: Codes { client, server: GOING_AWAY },
-            finish_up: matches!(self, Cause::Drained | Cause::Age | Cause::Expired),
-            client_is_gone: matches!(self, Cause::NoPong | Cause::ClientStalled),
-        }
-    }
-}
-
-impl From<Why> for Cause {
-    fn from(why: Why) -> Cause {
-        match why {
-            Why::Idle => Cause::Idle,
-            Why::HalfClosed => Cause::HalfClosed,
-            Why::NoPong => Cause::NoPong,
-            Why::Age => Cause::Age,
-            Why::Expired => Cause::Expired,
-            Why::ClientStalled => Cause::ClientStalled,
-            Why::ServerStalled => Cause::ServerStalled,
-        }
-    }
-}
-
 impl<C, S> Tunnel<C, S>
 where
     C: AsyncRead + AsyncWrite + Unpin + Peer,
@@ -176,12 +99,16 @@ where
 {
     /// What was read ahead from each side is passed on first.
     pub fn new(client: (C, Bytes), server: (S, Bytes), seat: Seat, held: Held) -> Tunnel<C, S> {
+        let (up, down) = match held.access.transport() {
+            Transport::WebTransport => (Way::unframed(client.1), Way::framed(server.1)),
+            _ => (Way::new(Sender::Client, client.1), Way::new(Sender::Server, server.1)),
+        };
         Tunnel {
             guard: Guard::new(&held.conf, Instant::now()).map(Box::new),
             client: client.0,
             server: server.0,
-            up: Way::new(Sender::Client, client.1),
-            down: Way::new(Sender::Server, server.1),
+            up,
+            down,
             timer: None,
             leaving: None,
             close: None,
@@ -208,12 +135,12 @@ where
         }
         if self.close.is_none() {
             let (client, server) = (self.up.scanner.close(), self.down.scanner.close());
-            let by = |by, code: Option<u16>| code.map(|code| Close { by, code });
+            let by = |by, code: Option<u16>| code.map(|code| Close { by, code: code.into() });
             self.close = by("client", client).or(by("server", server));
         }
         let cause = match (up, down) {
-            (Flow::InputBroken, _) | (_, Flow::OutputBroken) => Some(Cause::ClientError),
-            (_, Flow::InputBroken) | (Flow::OutputBroken, _) => Some(Cause::ServerError),
+            (Flow::InputBroken, _) | (_, Flow::OutputBroken) => Some(self.client_left()),
+            (_, Flow::InputBroken | Flow::Stopped(_)) | (Flow::OutputBroken, _) => Some(Cause::ServerError),
             (Flow::Stopped(Verdict::TooLarge), _) => Some(Cause::FrameSize),
             (Flow::Stopped(Verdict::Nonsense), _) => Some(Cause::Protocol),
             (Flow::Stopped(_), _) => Some(Cause::Rate),
@@ -222,6 +149,14 @@ where
         };
         let resume = if let Flow::Paused(when) = up { Some(when) } else { None };
         (cause, resume)
+    }
+
+    /// Its connection is of no use any more: lost, or ended by itself.
+    #[cold]
+    fn client_left(&mut self) -> Cause {
+        let Some(code) = self.client.closed() else { return Cause::ClientError };
+        self.close.get_or_insert(Close { by: "client", code });
+        Cause::Closed
     }
 
     /// The clock's part. Ready: it must end.
@@ -257,13 +192,13 @@ where
             }
             // While it is read, its end is found by reading.
             if (self.up.is_stuck() || resume.is_some()) && self.down.is_open() {
-                match self.client.presence() {
+                match self.client.presence(cx) {
                     Presence::There => {}
                     Presence::Ended => seen.client_left = true,
-                    Presence::Gone => return Poll::Ready(Cause::ClientError),
+                    Presence::Gone => return Poll::Ready(self.client_left()),
                 }
             }
-            seen.server_left = self.down.is_stuck() && self.server.presence() == Presence::Gone;
+            seen.server_left = self.down.is_stuck() && self.server.presence(cx) == Presence::Gone;
             match timer.watch.look(conf, seen, now) {
                 Look::End(why) => return Poll::Ready(why.into()),
                 Look::Again(at) => timer.look = at,
@@ -337,7 +272,7 @@ where
             leaving.poll(ways, (&mut self.client, &mut self.server), scratch, cx).is_ready()
         });
         if self.close.is_none() && leaving.told_client() {
-            self.close = Some(Close { by: "proxy", code: cause.manner().codes.client });
+            self.close = Some(Close { by: "proxy", code: cause.manner().codes.client.into() });
         }
         let over = self.timer.as_mut().is_none_or(|timer| timer.sleep.as_mut().poll(cx).is_ready());
         if done || over || at_once { Poll::Ready(*cause) } else { Poll::Pending }
@@ -386,8 +321,11 @@ where
             (left.stuck.0 && this.up.is_stuck()).then(|| this.server.reset_on_close());
             (left.stuck.1 && this.down.is_stuck()).then(|| this.client.reset_on_close());
         }
+        let end = End { whole: !this.down.is_stuck(), code: cause.manner().codes.client };
+        this.client.end(end, cx);
         let metrics = this.seat.metrics();
-        metrics.tunnel_ends.get_or_create(&CauseLabel { cause: cause.as_str() }).inc();
+        let transport = this.held.access.transport().as_str();
+        metrics.tunnel_ends.get_or_create(&EndLabel { cause: cause.as_str(), transport }).inc();
         this.held.access.log_tunnel(&TunnelEnd {
             bytes: (this.up.bytes(), this.down.bytes()),
             frames: this.frames(),

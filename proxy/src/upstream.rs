@@ -38,8 +38,9 @@ use settings::Settings;
 use std::collections::BTreeMap;
 use std::io;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::time::Instant;
+use weir_core::sync::lock;
 
 pub struct Upstream {
     pub name: Arc<str>,
@@ -174,7 +175,7 @@ impl Upstream {
 
     fn found(&self) -> MutexGuard<'_, BTreeMap<String, Found>> {
         // Replaced entry by entry: whole at any time.
-        self.found.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.found)
     }
 
     fn has_names(&self) -> bool {

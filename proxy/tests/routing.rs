@@ -316,9 +316,9 @@ handshake_timeout = "50ms"
     assert_eq!(status(&front.upgrade("/small", "").await.0), "504");
     let metrics = front.metrics();
     for line in [
-        "weir_proxy_route_requests_total{route=\"small\",class=\"4xx\"} 2",
-        "weir_proxy_route_requests_total{route=\"small\",class=\"5xx\"} 1",
-        "weir_proxy_route_handshakes_total{route=\"small\",outcome=\"handshake_timeout\"} 1",
+        "weir_proxy_route_requests_total{route=\"small\",class=\"4xx\",transport=\"h1\"} 2",
+        "weir_proxy_route_requests_total{route=\"small\",class=\"5xx\",transport=\"h1\"} 1",
+        "weir_proxy_route_handshakes_total{route=\"small\",outcome=\"handshake_timeout\",transport=\"h1\"} 1",
     ] {
         assert!(metrics.contains(line), "{line}\n{metrics}");
     }

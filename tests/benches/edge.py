@@ -45,16 +45,13 @@ def end_all():
             process.kill()
 
 
-class Tool:
-    """edge_load: its lines are read as they come."""
+class Lines:
+    """A helper process: it prints JSON, which is read line by line as it comes."""
 
-    def __init__(self, args, *words):
+    def __init__(self, *command):
         self.lines, self.over = [], False
         self.changed = threading.Condition()
-        self.process = subprocess.Popen(
-            ["taskset", "-c", "1", f"{args.bin}/edge_load", *map(str, words)],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-        )
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         running.append(self.process)
         threading.Thread(target=self._read, daemon=True).start()
 
@@ -78,13 +75,25 @@ class Tool:
             while not (found := ready(self.lines)):
                 left = end - time.monotonic()
                 if left <= 0 or self.over:
-                    raise TimeoutError(f"{what}: " + ("edge_load ended" if self.over else f"not within {seconds} s"))
+                    why = "the process ended" if self.over else f"not within {seconds} s"
+                    raise TimeoutError(f"{what}: {why}: {self.lines[-3:]}")
                 self.changed.wait(left)
             return found
+
+    def last(self, name, seconds):
+        """The last event of this name, once there is one."""
+        return self.wait(name, lambda lines: [line for line in lines if line.get("event") == name], seconds)[-1]
 
     def order(self, word):
         self.process.stdin.write(word + "\n")
         self.process.stdin.flush()
+
+
+class Tool(Lines):
+    """edge_load, on core 1."""
+
+    def __init__(self, args, *words):
+        super().__init__("taskset", "-c", "1", f"{args.bin}/edge_load", *map(str, words))
 
     def check(self):
         """Every open connection echoes once."""
@@ -184,6 +193,13 @@ sticky = {{ by = "query", name = "key" }}
 """
 
 
+def ask(admin, path, body=None, timeout=5):
+    """What the admin listener answers; with a body, to an order."""
+    request = urllib.request.Request(f"http://{admin}{path}", body, {"Authorization": f"Bearer {TOKEN}"})
+    with urllib.request.urlopen(request, timeout=timeout) as answer:
+        return answer.read().decode()
+
+
 class Weir:
     """The binary with a conf of its own, which `write` changes."""
 
@@ -224,9 +240,7 @@ class Weir:
         return process
 
     def get(self, path, admin=None):
-        request = urllib.request.Request(f"http://{admin or self.admin}{path}", headers={"Authorization": f"Bearer {TOKEN}"})
-        with urllib.request.urlopen(request, timeout=5) as answer:
-            return answer.read().decode()
+        return ask(admin or self.admin, path)
 
     def wait_ready(self, seconds=20):
         end = time.monotonic() + seconds

@@ -5,12 +5,16 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+pub mod checker;
 pub mod client;
+pub mod cluster;
 pub mod conf;
 pub mod echo;
 pub mod edge;
 pub mod http;
+pub mod load;
 pub mod net;
+pub mod pebble;
 pub mod ports;
 pub mod process;
 pub mod recorder;

@@ -5,7 +5,11 @@
 
 #[path = "clients/apps.rs"]
 mod apps;
+#[path = "clients/floods.rs"]
+mod floods;
 #[path = "clients/rust.rs"]
 mod rust;
 #[path = "clients/suites.rs"]
 mod suites;
+#[path = "clients/transports.rs"]
+mod transports;

@@ -2,12 +2,18 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+#[path = "system/acme.rs"]
+mod acme;
 #[path = "system/admin.rs"]
 mod admin;
 #[path = "system/bad_input.rs"]
 mod bad_input;
+#[path = "system/bench.rs"]
+mod bench;
 #[path = "system/breaker.rs"]
 mod breaker;
+#[path = "system/cluster.rs"]
+mod cluster;
 #[path = "system/conf.rs"]
 mod conf;
 #[path = "system/flood.rs"]

@@ -8,19 +8,39 @@
 //! The run is void when this process could not keep up: then the numbers describe the tool.
 
 mod client;
+mod dial;
+mod h2;
+mod h3;
 mod publisher;
 mod report;
 mod run;
+mod socket;
+mod tls;
 
 use clap::Args;
+use dial::Transport;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
 #[derive(Args, Clone, Debug)]
 pub struct BenchArgs {
-    /// WebSocket URLs that clients connect to, in turn (ws://HOST:PORT/PATH)
+    /// URLs that clients connect to, in turn: ws://HOST:PORT/PATH or wss://; for WebTransport
+    /// https://, with ?cf_datagrams=true to have publications as datagrams where the namespace allows
     #[arg(long = "url", default_values_t = ["ws://127.0.0.1:8000/connection/websocket".to_owned()])]
     pub urls: Vec<String>,
+    /// What carries the messages; all but h1 want TLS
+    #[arg(long, value_enum, default_value_t = Transport::H1)]
+    pub transport: Transport,
+    /// Clients that share a connection of h2 (100 without this), h3 or webtransport (1)
+    #[arg(long, value_name = "N")]
+    pub streams_per_connection: Option<usize>,
+    /// Take any certificate
+    #[arg(long, conflicts_with = "ca")]
+    pub insecure: bool,
+    /// Authorities to trust in place of the system's (PEM); a self-signed certificate is its own
+    #[arg(long, value_name = "FILE")]
+    pub ca: Option<PathBuf>,
     /// Clients that connect and subscribe
     #[arg(long, default_value_t = 100)]
     pub clients: usize,

@@ -1,10 +1,11 @@
-//! `weir`, `weir run`, `weir check`, `weir conf`, `weir bench`; and the verbs for a running process,
-//! `weir reload`, `weir drain`, `weir upstream`, `weir status`, in `cli/ask.rs`.
+//! `weir`, `weir run`, `weir check`, `weir conf`, `weir cert`, `weir bench`; and the verbs for a running process,
+//! `weir reload`, `weir drain`, `weir upstream`, `weir broker`, `weir status`, in `cli/ask.rs`.
 //!
 //! Exit codes: 0 done; 1 a listener could not be bound, a run failed, or an order was refused; 78 (`EX_CONFIG` of
 //! sysexits.h) the conf has mistakes. `weir bench` has its own, see there.
 
 mod ask;
+mod cert;
 
 use crate::{Inheritance, Weir, bench, signal};
 use clap::{Args, Parser, Subcommand};
@@ -43,8 +44,12 @@ enum Command {
     Drain(ask::DrainArgs),
     /// Show the servers of upstreams, or set one: weir upstream app drain 10.0.0.3:3000
     Upstream(ask::UpstreamArgs),
+    /// The cluster of brokers: its members and shards, joining and leaving
+    Broker(ask::BrokerArgs),
     /// What a running process is doing
     Status(ask::Target),
+    /// Certificates for development
+    Cert(cert::CertArgs),
     /// Put load on a running system and report what arrived
     Bench(Box<bench::BenchArgs>),
 }
@@ -81,9 +86,11 @@ pub fn main() -> ExitCode {
         Some(Command::Reload(target)) => ask::reload(&target),
         Some(Command::Drain(args)) => ask::drain(&args),
         Some(Command::Upstream(args)) => ask::upstream(&args),
+        Some(Command::Broker(args)) => ask::broker(&args),
         Some(Command::Status(target)) => ask::status(&target),
         Some(Command::Check { files }) => check(&files),
         Some(Command::Conf(source)) => source.sources().map_or_else(|code| code, |s| print_conf(&s)),
+        Some(Command::Cert(args)) => cert::main(&args),
         Some(Command::Bench(args)) => bench::main(*args),
     }
 }

@@ -4,8 +4,8 @@
 //!   successor                                        predecessor
 //!   weir run --upgrade: waits at admin.upgrade_socket
 //!                                          SIGQUIT: connects
-//!   ◄── a line of JSON: which listeners, in which order
-//!   ◄── one byte and one descriptor for each
+//!   ◄── a line of JSON: which listeners, in which order; which of QUIC, and what to know of them
+//!   ◄── one byte and one descriptor for each, two for each of QUIC
 //!   binds, serves ──► "ready\n"
 //!                                          stops accepting, drains, ends
 //! ```
@@ -13,6 +13,9 @@
 //! Both accept from the same queues until the predecessor stops, so no connection is refused. Until
 //! "ready" nothing has changed there: a successor that fails leaves it serving. Both sides look at
 //! the other's user id; a descriptor goes to nobody else.
+//!
+//! A successor that does not know of QUIC leaves its part unread, and one that does takes a hand-over without
+//! it; so the version is the same.
 
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
@@ -21,10 +24,11 @@ use rustix::net::{
 use std::io::{self, IoSlice, IoSliceMut, Read, Write};
 use std::mem::MaybeUninit;
 use std::net::{SocketAddr, TcpListener};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::time::{Duration, Instant};
+use weir_proxy::{QuicInheritance, QuicSocket, Succession};
 
 /// For the other side to be there: an operator starts one by hand, and then signals the other.
 const MEET: Duration = Duration::from_secs(60);
@@ -58,6 +62,20 @@ pub struct Handed {
 struct Greeting {
     version: u32,
     listeners: Vec<(Tier, SocketAddr)>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    quic: Option<Quic>,
+}
+
+#[derive(serde::Serialize, serde::Deserialize)]
+struct Quic {
+    succession: Succession,
+    sockets: Vec<SocketAddr>,
+}
+
+/// What a successor has from its predecessor.
+pub struct Taken {
+    pub listeners: Vec<Handed>,
+    pub quic: Option<QuicInheritance>,
 }
 
 /// To be said once this process serves.
@@ -72,7 +90,7 @@ impl Ready {
 }
 
 /// The successor's side; blocks until a predecessor comes.
-pub fn receive(path: &Path) -> Result<(Vec<Handed>, Ready), String> {
+pub fn receive(path: &Path) -> Result<(Taken, Ready), String> {
     let at =
         |what: &str, error: io::Error| format!("admin.upgrade_socket {}: {what}: {error}", path.display());
     let listener = listen(path).map_err(|e| at("cannot wait there", e))?;
@@ -83,7 +101,7 @@ pub fn receive(path: &Path) -> Result<(Vec<Handed>, Ready), String> {
             Err(error) => break Err(at("no predecessor came", error)),
         };
         match take(&mut stream) {
-            Ok(handed) => break Ok((handed, Ready(stream))),
+            Ok(taken) => break Ok((taken, Ready(stream))),
             // It only looked whether somebody waits here, as another successor does.
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {}
             Err(error) => break Err(at("the predecessor's listeners could not be taken", error)),
@@ -126,7 +144,7 @@ fn accept(listener: &UnixListener) -> io::Result<UnixStream> {
     }
 }
 
-fn take(stream: &mut UnixStream) -> io::Result<Vec<Handed>> {
+fn take(stream: &mut UnixStream) -> io::Result<Taken> {
     let mut line = Vec::new();
     while line.last() != Some(&b'\n') {
         let mut byte = [0];
@@ -141,7 +159,17 @@ fn take(stream: &mut UnixStream) -> io::Result<Vec<Handed>> {
         return Err(io::Error::other(format!("it speaks version {}, this is {VERSION}", greeting.version)));
     }
     let take = |(tier, addr)| Ok(Handed { tier, addr, listener: take_one(stream)?.into() });
-    greeting.listeners.into_iter().map(take).collect()
+    let listeners: io::Result<Vec<Handed>> = greeting.listeners.into_iter().map(take).collect();
+    let take = |addr| {
+        let (udp, feed) = (take_one(stream)?.into(), take_one(stream)?.into());
+        Ok((addr, QuicSocket { udp, feed }))
+    };
+    let listeners = listeners?;
+    let quic = greeting.quic.map(|quic| {
+        let sockets: io::Result<Vec<_>> = quic.sockets.into_iter().map(take).collect();
+        Ok::<_, io::Error>(QuicInheritance { succession: quic.succession, sockets: sockets? })
+    });
+    Ok(Taken { listeners, quic: quic.transpose()? })
 }
 
 fn take_one(stream: &UnixStream) -> io::Result<OwnedFd> {
@@ -161,11 +189,11 @@ fn take_one(stream: &UnixStream) -> io::Result<OwnedFd> {
 }
 
 /// The predecessor's side: blocks until the successor serves. On an error nothing has changed.
-pub fn give(path: &Path, handed: &[Handed]) -> Result<(), String> {
+pub fn give(path: &Path, handed: &[Handed], quic: Option<QuicInheritance>) -> Result<(), String> {
     let at =
         |what: &str, error: io::Error| format!("admin.upgrade_socket {}: {what}: {error}", path.display());
     let mut stream = connect(path).map_err(|e| at("no successor (weir run --upgrade) waits there", e))?;
-    send(&mut stream, handed).map_err(|e| at("the listeners could not be sent", e))?;
+    send(&mut stream, handed, quic).map_err(|e| at("the listeners could not be sent", e))?;
     let mut ready = [0; READY.len()];
     stream.read_exact(&mut ready).map_err(|e| at("the successor did not come to serve", e))?;
     match ready == READY {
@@ -191,20 +219,34 @@ fn connect(path: &Path) -> io::Result<UnixStream> {
     Ok(stream)
 }
 
-fn send(stream: &mut UnixStream, handed: &[Handed]) -> io::Result<()> {
+/// The ends that are the successor's are closed here once it has them: it is to notice when we end.
+fn send(stream: &mut UnixStream, handed: &[Handed], quic: Option<QuicInheritance>) -> io::Result<()> {
     let listeners = handed.iter().map(|h| (h.tier, h.addr)).collect();
-    let mut line = serde_json::to_vec(&Greeting { version: VERSION, listeners })?;
+    let (succession, sockets) = quic.map(|quic| (quic.succession, quic.sockets)).unzip();
+    let sockets = sockets.unwrap_or_default();
+    let addrs = || sockets.iter().map(|(addr, _)| *addr).collect();
+    let quic = succession.map(|succession| Quic { succession, sockets: addrs() });
+    let mut line = serde_json::to_vec(&Greeting { version: VERSION, listeners, quic })?;
     line.push(b'\n');
     stream.write_all(&line)?;
     for Handed { listener, .. } in handed {
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-        let mut control = SendAncillaryBuffer::new(&mut space);
-        let descriptors = [listener.as_fd()];
-        if !control.push(SendAncillaryMessage::ScmRights(&descriptors)) {
-            return Err(io::Error::other("no space for a descriptor"));
-        }
-        sendmsg(&*stream, &[IoSlice::new(&[0])], &mut control, SendFlags::NOSIGNAL)?;
+        send_one(stream, listener.as_fd())?;
     }
+    for (_, QuicSocket { udp, feed }) in &sockets {
+        send_one(stream, udp.as_fd())?;
+        send_one(stream, feed.as_fd())?;
+    }
+    Ok(())
+}
+
+fn send_one(stream: &UnixStream, descriptor: BorrowedFd<'_>) -> io::Result<()> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    let descriptors = [descriptor];
+    if !control.push(SendAncillaryMessage::ScmRights(&descriptors)) {
+        return Err(io::Error::other("no space for a descriptor"));
+    }
+    sendmsg(stream, &[IoSlice::new(&[0])], &mut control, SendFlags::NOSIGNAL)?;
     Ok(())
 }
 
@@ -215,6 +257,8 @@ fn is_ours(stream: &UnixStream) -> io::Result<bool> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::net::UdpSocket;
+    use std::os::unix::net::UnixDatagram;
 
     fn handed() -> Vec<Handed> {
         [Tier::Proxy, Tier::Admin]
@@ -238,8 +282,22 @@ mod tests {
             ready.say();
             theirs
         });
-        give(&path, &ours).unwrap();
-        let theirs = successor.join().unwrap();
+        let (udp, feed) = (UdpSocket::bind("127.0.0.1:0").unwrap(), UnixDatagram::pair().unwrap());
+        let (udp_addr, ours_of_feed) = (udp.local_addr().unwrap(), feed.0);
+        let succession = r#"{"material":[1],"forms":[]}"#;
+        let sockets = vec![(udp_addr, QuicSocket { udp, feed: feed.1 })];
+        let quic = QuicInheritance { succession: serde_json::from_str(succession).unwrap(), sockets };
+        give(&path, &ours, Some(quic)).unwrap();
+        let Taken { listeners: theirs, quic } = successor.join().unwrap();
+        let mut quic = quic.unwrap();
+        assert_eq!(serde_json::to_string(&quic.succession).unwrap(), succession);
+        let (addr, QuicSocket { udp, feed }) = quic.sockets.pop().unwrap();
+        assert_eq!((addr, udp.local_addr().unwrap(), quic.sockets.len()), (udp_addr, udp_addr, 0));
+        feed.send(b"a packet").unwrap();
+        assert_eq!(ours_of_feed.recv(&mut [0; 20]).unwrap(), 8);
+        // Its end is nowhere else: the other side notices when one is gone.
+        drop(ours_of_feed);
+        feed.send(b"a packet").unwrap_err();
         let names = |handed: &[Handed]| handed.iter().map(|h| (h.tier, h.addr)).collect::<Vec<_>>();
         assert_eq!(names(&theirs), names(&ours));
         drop(ours);
@@ -255,7 +313,7 @@ mod tests {
         drop(UnixListener::bind(&path).unwrap());
         let there = path.clone();
         let successor = std::thread::spawn(move || drop(receive(&there).unwrap()));
-        let error = give(&path, &handed()).unwrap_err();
+        let error = give(&path, &handed(), None).unwrap_err();
         assert!(error.contains("did not come to serve"), "{error}");
         successor.join().unwrap();
     }

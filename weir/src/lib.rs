@@ -13,7 +13,7 @@ mod handover;
 mod operate;
 pub mod signal;
 
-use handover::{Handed, Ready, Tier};
+use handover::{Handed, Ready, Taken, Tier};
 use operate::{Operator, Tiers};
 use prometheus_client::registry::Registry;
 use std::io;
@@ -27,7 +27,7 @@ use weir_core::admin::{Admin, Check};
 use weir_core::drain::Drain;
 use weir_core::metrics;
 use weir_node::{Health, Node};
-use weir_proxy::{Inherited, LocalNode, Proxy};
+use weir_proxy::{Inherited, LocalNode, Proxy, QuicInheritance};
 
 /// A listener or a tier that could not be made ready; the text names the conf key and the address.
 #[derive(Debug, thiserror::Error)]
@@ -61,6 +61,7 @@ pub struct Weir {
 #[derive(Default)]
 pub struct Inheritance {
     handed: Vec<Handed>,
+    quic: Option<QuicInheritance>,
     predecessor: Option<Ready>,
 }
 
@@ -68,8 +69,8 @@ impl Inheritance {
     /// Waits for the predecessor that is told (by SIGQUIT) to hand over; blocks.
     pub fn await_predecessor(conf: &Config) -> Result<Inheritance, String> {
         let path = std::path::Path::new(&conf.admin.upgrade_socket);
-        let (handed, ready) = handover::receive(path)?;
-        Ok(Inheritance { handed, predecessor: Some(ready) })
+        let (Taken { listeners: handed, quic }, ready) = handover::receive(path)?;
+        Ok(Inheritance { handed, quic, predecessor: Some(ready) })
     }
 
     fn one(&mut self, tier: Tier, addr: SocketAddr) -> Option<std::net::TcpListener> {
@@ -81,7 +82,8 @@ impl Inheritance {
         let (ours, rest) = std::mem::take(&mut self.handed).into_iter().partition(|h| h.tier == Tier::Proxy);
         self.handed = rest;
         let ours: Vec<Handed> = ours;
-        ours.into_iter().map(|h| (h.addr, h.listener)).collect()
+        let listeners = ours.into_iter().map(|h| (h.addr, h.listener)).collect();
+        Inherited { listeners, quic: self.quic.take() }
     }
 }
 
@@ -130,7 +132,7 @@ impl Weir {
         Ok(Weir { admin, proxy, node, broker, registry, drains, conf, predecessor })
     }
 
-    /// Where clients connect, if the proxy is here.
+    /// Where clients connect, if the proxy is here; first without TLS.
     pub fn proxy_addrs(&self) -> Vec<SocketAddr> {
         self.proxy.as_ref().map(Proxy::local_addrs).unwrap_or_default()
     }
@@ -159,6 +161,7 @@ impl Weir {
         let tiers = Tiers {
             proxy: self.proxy.as_ref().map(Proxy::control),
             node: self.node.as_ref().map(|(node, ..)| node.health()),
+            broker: self.broker.as_ref().and_then(Broker::control),
             sockets,
         };
         Arc::new(Operator::new(sources, conf.clone(), tiers, drain.clone()))
@@ -168,7 +171,8 @@ impl Weir {
     /// False if a tier ended by itself.
     pub async fn run(self, operator: Arc<Operator>, drain: Drain) -> bool {
         let drains = self.drains;
-        let checks = checks(self.node.as_ref().map(|(node, ..)| node.health()));
+        let cluster = self.broker.as_ref().and_then(Broker::control);
+        let checks = checks(self.node.as_ref().map(|(node, ..)| node.health()), cluster);
         let admin = self
             .admin
             .map(|a| tokio::spawn(a.run(self.registry, checks, operator.clone(), drains.admin.clone())));
@@ -236,21 +240,27 @@ fn bind_node(
         Some(broker) => {
             broker.attach(node.id(), &conf.node.name, conf.node.inbox_size).map_err(BindError::Attach)?
         }
-        None => RemoteBus::start(&conf.node, node.id(), &conf.node.name, registry, drain.clone()),
+        None => RemoteBus::start(&conf.node, node.id(), &conf.node.name, registry, drain.clone())?,
     };
     Ok((node, bus, inbox))
 }
 
-fn checks(node: Option<Arc<Health>>) -> Vec<(&'static str, Check)> {
-    let Some(health) = node else { return Vec::new() };
-    let bus = health.clone();
-    vec![
-        (
-            "node",
-            Box::new(move || health.is_ready().then_some(()).ok_or_else(|| "not accepting clients".into())),
-        ),
-        ("broker link", Box::new(move || bus.bus_is_up().then_some(()).ok_or_else(|| "down".into()))),
-    ]
+fn checks(node: Option<Arc<Health>>, cluster: Option<weir_broker::Control>) -> Vec<(&'static str, Check)> {
+    let mut checks: Vec<(&'static str, Check)> = Vec::new();
+    if let Some(node) = node {
+        let bus = node.clone();
+        let accepts = move || node.is_ready().then_some(()).ok_or_else(|| "not accepting clients".into());
+        checks.push(("node", Box::new(accepts)));
+        let up = move || bus.bus_is_up().then_some(()).ok_or_else(|| "down".into());
+        checks.push(("broker link", Box::new(up)));
+    }
+    if let Some(cluster) = cluster {
+        let joined = move || {
+            cluster.is_ready().then_some(()).ok_or_else(|| "no lease: not joined yet, or cut off".into())
+        };
+        checks.push(("broker cluster", Box::new(joined)));
+    }
+    checks
 }
 
 /// Runs a tier; `ended` is cancelled when it ends, by a panic too.

@@ -1,6 +1,7 @@
 //! What operators do to a running process: reload, drain, hand over, look. The CLI's verbs and the
 //! signals end here; HTTP around it is `weir_core::admin`.
 
+mod broker;
 mod upstreams;
 
 use crate::handover::{self, Handed, Tier};
@@ -8,11 +9,12 @@ use serde_json::{Value, json};
 use std::net::TcpListener;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use weir_conf::{Config, Sources};
 use weir_core::admin::verbs::{Answer, Failure, Verbs};
 use weir_core::drain::{Drain, Pace};
+use weir_core::sync::lock;
 use weir_proxy::Control;
 
 /// The handle of a running process.
@@ -22,6 +24,7 @@ pub struct Operator {
     conf: tokio::sync::Mutex<Config>,
     proxy: Option<Control>,
     node: Option<Arc<weir_node::Health>>,
+    broker: Option<weir_broker::Control>,
     drain: Drain,
     /// Second handles of sockets that are neither the proxy's nor to stay open in a drain.
     sockets: Mutex<Vec<Handed>>,
@@ -33,6 +36,8 @@ pub struct Operator {
 pub struct Tiers {
     pub proxy: Option<Control>,
     pub node: Option<Arc<weir_node::Health>>,
+    /// `None`: there is none, or it is in no cluster.
+    pub broker: Option<weir_broker::Control>,
     pub sockets: Vec<Handed>,
 }
 
@@ -43,6 +48,7 @@ impl Operator {
             conf: tokio::sync::Mutex::new(conf),
             proxy: tiers.proxy,
             node: tiers.node,
+            broker: tiers.broker,
             drain,
             sockets: Mutex::new(tiers.sockets),
             started: Instant::now(),
@@ -137,9 +143,15 @@ impl Operator {
         }
         let path = PathBuf::from(&conf.admin.upgrade_socket);
         let handed = self.handed().map_err(|error| format!("the listeners cannot be shared: {error}"))?;
+        let quic = self.proxy.as_ref().map(Control::hand_over_quic).transpose();
+        let quic = quic.map_err(|error| format!("the QUIC sockets cannot be shared: {error}"))?.flatten();
         tracing::info!(socket = %path.display(), listeners = handed.len(), "handing over to a successor");
-        let given = tokio::task::spawn_blocking(move || handover::give(&path, &handed)).await;
-        given.unwrap_or_else(|error| Err(error.to_string()))?;
+        let given = tokio::task::spawn_blocking(move || handover::give(&path, &handed, quic)).await;
+        let given = given.unwrap_or_else(|error| Err(error.to_string()));
+        if let Some(proxy) = &self.proxy {
+            proxy.handed_over_quic(given.is_ok());
+        }
+        given?;
         tracing::info!("the successor serves; draining");
         self.handed_over.store(true, Relaxed);
         self.drain.begin();
@@ -152,7 +164,7 @@ impl Operator {
 
     fn handed(&self) -> std::io::Result<Vec<Handed>> {
         let again = |h: &Handed| Ok(Handed { listener: h.listener.try_clone()?, ..*h });
-        let own = self.sockets.lock().unwrap_or_else(PoisonError::into_inner);
+        let own = lock(&self.sockets);
         let mut all: Vec<Handed> = own.iter().map(again).collect::<std::io::Result<_>>()?;
         if let Some(proxy) = &self.proxy {
             let of_proxy = |(addr, listener)| Handed { tier: Tier::Proxy, addr, listener };
@@ -163,7 +175,7 @@ impl Operator {
 
     /// A drain has begun: no second handle may keep a port open that nobody accepts on.
     pub fn close_sockets(&self) {
-        self.sockets.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        lock(&self.sockets).clear();
     }
 }
 
@@ -174,10 +186,12 @@ impl Verbs for Operator {
                 "reload" => self.reload().await,
                 "drain" => self.drain(&order),
                 "status" => Ok(self.status()),
+                _ if broker::is_verb(verb) => broker::call(self.broker.as_ref(), verb, &order).await,
                 "upstreams" => Ok(upstreams::list(self.proxy()?)),
                 "upstream" => upstreams::set(self.proxy()?, &order),
                 _ => Err(Failure::unknown(
-                    "there is no such verb; known: reload, drain, status, upstreams, upstream",
+                    "there is no such verb; known: reload, drain, status, upstreams, upstream, broker, broker/shards, \
+                     broker/bootstrap, broker/join, broker/leave, broker/drain, broker/move, broker/give_up",
                 )),
             }
         })

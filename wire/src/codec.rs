@@ -109,6 +109,24 @@ pub fn encode(value: &impl Encode) -> Result<Bytes, CodecError> {
     Ok(out.into())
 }
 
+/// `value` without a header, for whoever puts it into frames by parts.
+pub fn encode_body(value: &impl Encode) -> Result<Bytes, CodecError> {
+    let size = size(value)?;
+    if size > MAX_FRAME {
+        return Err(CodecError::TooLong { len: size, limit: MAX_FRAME });
+    }
+    let mut out = Vec::with_capacity(size);
+    config::serialize_into(&mut out, value, Writing::new()).map_err(malformed)?;
+    Ok(out.into())
+}
+
+/// The header of a frame whose body has `body` bytes, at most [`MAX_FRAME`] with it.
+pub fn header(body: usize) -> [u8; HEADER] {
+    let length = u32::try_from(body + HEADER - 4).unwrap_or(u32::MAX);
+    let [a, b, c, d] = length.to_le_bytes();
+    [a, b, c, d, MAGIC, VERSION]
+}
+
 /// Reads a frame's body; every byte of it must be used.
 pub fn decode<T: Decode>(body: &[u8]) -> Result<T, CodecError> {
     match body.len() {

@@ -1,9 +1,11 @@
 //! The bytes are those of bincode 2.0.1 `standard()`, and hostile bytes are errors.
 
 use super::*;
+use crate::entry::{self, Entry, Holder};
 use crate::envelope::*;
 use crate::id::{Epoch, NodeId};
 use crate::peer::{self, FromBroker, FromNode, Op, Outcome};
+use crate::snapshot::{self, Record};
 use bytes::BytesMut;
 use std::fmt::Debug;
 
@@ -21,6 +23,14 @@ mod twin {
     #[derive(Encode)]
     pub struct StreamOptions(pub u32, pub u64, pub u64);
     #[derive(Encode)]
+    #[allow(dead_code)]
+    pub enum Ack {
+        Copies,
+        Owner,
+        None,
+    }
+
+    #[derive(Encode)]
     pub struct Publish {
         pub channel: &'static str,
         pub data: &'static [u8],
@@ -30,6 +40,8 @@ mod twin {
         pub key: Option<&'static str>,
         pub version: u64,
         pub version_epoch: &'static str,
+        pub ack: Ack,
+        pub live_without_owner: bool,
     }
     #[derive(Encode)]
     pub enum Body {
@@ -70,6 +82,39 @@ mod twin {
     }
     #[derive(Encode)]
     pub struct Survey(pub Vec<(u64, Answer)>, pub Vec<u64>);
+    #[derive(Encode)]
+    pub enum EntryOp {
+        Publish(Publish, u64),
+        Touch(&'static str, StreamOptions, u64),
+        HistoryRemove(&'static str),
+        Join(&'static str, (u64, u64), Member, bool),
+        Leave(&'static str, u64, &'static str),
+        DropMembers((u64, u64)),
+        Expire(Vec<&'static str>),
+        NewEpochs(u64),
+    }
+    #[derive(Encode)]
+    pub struct Entry(pub u64, pub EntryOp);
+    #[derive(Encode)]
+    pub struct Stream(
+        pub &'static str,
+        pub u64,
+        pub u64,
+        pub u64,
+        pub &'static str,
+        pub u64,
+        pub u64,
+        pub u64,
+    );
+    #[derive(Encode)]
+    pub enum Record {
+        Head(u16, u64),
+        Stream(Stream),
+        Kept(Publication, u64, u64),
+        Key(&'static str, &'static str, u64, Option<Position>),
+        Member(&'static str, (u64, u64), Member),
+        End(u64),
+    }
 }
 
 /// Compares with bincode, reads back, and tries every truncation and many corruptions.
@@ -166,6 +211,8 @@ fn publications_and_what_carries_them() {
             idempotency_key: Some("key".into()),
             version: 7,
             version_epoch: String::new(),
+            ack: crate::envelope::Ack::Owner,
+            live_without_owner: true,
         },
         twin::Publish {
             channel: "ch",
@@ -176,6 +223,8 @@ fn publications_and_what_carries_them() {
             key: Some("key"),
             version: 7,
             version_epoch: "",
+            ack: twin::Ack::Owner,
+            live_without_owner: true,
         },
     );
     same(
@@ -249,6 +298,99 @@ fn control_and_surveys() {
             vec![3],
         ),
     );
+}
+
+#[test]
+fn entries_of_a_shards_log() {
+    use entry::Op;
+    let at = |op| Entry { time_ms: 1 << 41, op };
+    let twin_at = |op| twin::Entry(1 << 41, op);
+    let publish = Publish {
+        channel: "c".into(),
+        data: Bytes::from_static(b"x"),
+        info: None,
+        tags: vec![],
+        stream: None,
+        idempotency_key: Some("k".into()),
+        version: 7,
+        version_epoch: String::new(),
+        ack: crate::envelope::Ack::Owner,
+        live_without_owner: true,
+    };
+    let twin_publish = twin::Publish {
+        channel: "c",
+        data: b"x",
+        info: None,
+        tags: vec![],
+        stream: None,
+        key: Some("k"),
+        version: 7,
+        version_epoch: "",
+        ack: twin::Ack::Owner,
+        live_without_owner: true,
+    };
+    same(&at(Op::Publish { publish, epoch: Epoch(9) }), twin_at(twin::EntryOp::Publish(twin_publish, 9)));
+    let stream = StreamOptions { size: 1, ttl_ms: 2, meta_ttl_ms: 300 };
+    same(
+        &at(Op::Touch { channel: "c".into(), stream, epoch: Epoch(9) }),
+        twin_at(twin::EntryOp::Touch("c", twin::StreamOptions(1, 2, 300), 9)),
+    );
+    same(&at(Op::HistoryRemove { channel: "c".into() }), twin_at(twin::EntryOp::HistoryRemove("c")));
+    let (holder, member) =
+        (Holder { node: NodeId(3), link: 400 }, Member { info: info(), listed: true, announced: false });
+    let twin_member = || twin::Member(twin_info(), true, false);
+    same(
+        &at(Op::Join { channel: "c".into(), holder, member: member.clone(), quiet: true }),
+        twin_at(twin::EntryOp::Join("c", (3, 400), twin_member(), true)),
+    );
+    same(
+        &at(Op::Leave { channel: "c".into(), node: NodeId(3), client: "x".into() }),
+        twin_at(twin::EntryOp::Leave("c", 3, "x")),
+    );
+    same(&at(Op::DropMembers { before: holder }), twin_at(twin::EntryOp::DropMembers((3, 400))));
+    same(&at(Op::Expire { channels: vec!["c".into()] }), twin_at(twin::EntryOp::Expire(vec!["c"])));
+    same(&at(Op::NewEpochs { seed: u64::MAX }), twin_at(twin::EntryOp::NewEpochs(u64::MAX)));
+}
+
+#[test]
+fn records_of_a_snapshot() {
+    same(&Record::Head { version: 1, time_ms: 300 }, twin::Record::Head(1, 300));
+    let stream = snapshot::Stream {
+        channel: "c".into(),
+        epoch: Epoch(1),
+        top: 2,
+        version: 3,
+        version_epoch: "e".into(),
+        last_use_ms: 4,
+        outlives_ms: 5,
+        top_expires_ms: 6,
+    };
+    same(&Record::Stream(stream), twin::Record::Stream(twin::Stream("c", 1, 2, 3, "e", 4, 5, 6)));
+    let publication = Publication { offset: 1, data: Bytes::new(), info: None, tags: vec![] };
+    same(
+        &Record::Kept { publication, at_ms: 1, expires_ms: 2 },
+        twin::Record::Kept(twin::Publication(1, b"", None, vec![]), 1, 2),
+    );
+    let position = Position { epoch: Epoch(1), offset: 2 };
+    same(
+        &Record::Key { channel: "c".into(), key: "k".into(), at_ms: 1, published: Some(position) },
+        twin::Record::Key("c", "k", 1, Some(twin::Position(1, 2))),
+    );
+    let member = Member { info: info(), listed: true, announced: true };
+    same(
+        &Record::Member { channel: "c".into(), holder: Holder { node: NodeId(3), link: 4 }, member },
+        twin::Record::Member("c", (3, 4), twin::Member(twin_info(), true, true)),
+    );
+    same(&Record::End { records: 300 }, twin::Record::End(300));
+}
+
+#[test]
+fn a_channel_has_the_same_shard_in_every_build() {
+    let shards: Vec<u16> = ["", "a", "news:1", "news:2"].map(|c| entry::shard_of(c, 256)).into();
+    assert_eq!(shards, [155, 248, 156, 97]);
+    let mut counts = [0; 256];
+    (0..256_000).for_each(|i| counts[usize::from(entry::shard_of(&format!("channel:{i}"), 256))] += 1);
+    assert!(counts.iter().all(|c| (850..1150).contains(c)), "{counts:?}");
 }
 
 #[test]

@@ -48,8 +48,20 @@ pub struct StreamOptions {
     pub meta_ttl_ms: u64,
 }
 
+/// When a publication counts as taken.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, SchemaRead, SchemaWrite)]
+pub enum Ack {
+    /// When every copy in sync has it: it outlives any one broker.
+    #[default]
+    Copies,
+    /// When the channel's owner has it; answered without a position, since it may yet be lost.
+    Owner,
+    /// At once.
+    None,
+}
+
 /// A publication on its way to the channel's owner.
-#[derive(Clone, Debug, PartialEq, Eq, SchemaRead, SchemaWrite)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, SchemaRead, SchemaWrite)]
 pub struct Publish {
     pub channel: String,
     pub data: Bytes,
@@ -62,6 +74,9 @@ pub struct Publish {
     /// With a version, a publication not above the stored version (of the same `version_epoch`) is dropped.
     pub version: u64,
     pub version_epoch: String,
+    pub ack: Ack,
+    /// Where no owner can be reached, it goes to whom it reaches without a place in the stream.
+    pub live_without_owner: bool,
 }
 
 /// Where a publication landed; `None` in a channel without history.

@@ -1,5 +1,6 @@
 //! Identifiers that travel: newtypes, so that one is not taken for another.
 
+use serde::{Deserialize, Serialize};
 use std::fmt;
 use wincode::{SchemaRead, SchemaWrite};
 
@@ -18,6 +19,43 @@ impl fmt::Debug for NodeId {
         write!(f, "NodeId({self})")
     }
 }
+
+/// One incarnation of a broker: a start without its state of before is another broker.
+#[derive(
+    Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, SchemaRead, SchemaWrite, Serialize, Deserialize,
+)]
+pub struct BrokerId(pub u64);
+
+impl fmt::Display for BrokerId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:016x}", self.0)
+    }
+}
+
+impl fmt::Debug for BrokerId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "BrokerId({self})")
+    }
+}
+
+/// Counts the assignments of one shard; what carries an older one comes from somebody who is no
+/// longer its owner.
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    Default,
+    PartialEq,
+    Eq,
+    Hash,
+    PartialOrd,
+    Ord,
+    SchemaRead,
+    SchemaWrite,
+    Serialize,
+    Deserialize,
+)]
+pub struct ShardEpoch(pub u64);
 
 /// The numbering of one channel's stream. A new one is drawn whenever the numbering starts anew;
 /// clients see it as an opaque string (sixteen hexadecimal digits).

@@ -8,6 +8,7 @@
 //! | client → proxy → node | WebSocket, Centrifugo client protocol | the node crate (codes: [`close`], [`code`]) |
 //! | proxy → node, request headers | HTTP/1.1 | [`hop`] |
 //! | node ↔ broker, separate processes | length-prefixed frames over TCP | [`peer`], [`codec`] |
+//! | broker ↔ broker | the same frames, in lanes | [`mesh`]; holders of a shard: [`replica`], [`entry`], [`snapshot`] |
 //! | broker → its router → node's inbox | MQTT topic of the local rumqttd router | [`envelope`], [`topic`] |
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
@@ -15,8 +16,12 @@
 pub mod close;
 pub mod code;
 pub mod codec;
+pub mod entry;
 pub mod envelope;
 pub mod hop;
 pub mod id;
+pub mod mesh;
 pub mod peer;
+pub mod replica;
+pub mod snapshot;
 pub mod topic;

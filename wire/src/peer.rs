@@ -93,6 +93,16 @@ pub enum Bye {
     Replaced,
     /// Nothing was heard for too long, or nothing could be written.
     Timeout,
+    /// Between brokers: there is a link of these two already.
+    Twin,
+    /// It belongs to another cluster.
+    OtherCluster,
+    /// Somebody else is at this address.
+    OtherBroker,
+    /// It is no member any more.
+    Removed,
+    /// There is no wire version that both speak.
+    Versions,
 }
 
 impl Bye {
@@ -104,6 +114,11 @@ impl Bye {
             Bye::Protocol => "protocol error",
             Bye::Replaced => "replaced by a newer link of the same node",
             Bye::Timeout => "silent for too long",
+            Bye::Twin => "there is a link of these two already",
+            Bye::OtherCluster => "it belongs to another cluster",
+            Bye::OtherBroker => "another broker is at this address",
+            Bye::Removed => "this broker is no member any more",
+            Bye::Versions => "no wire version in common",
         }
     }
 }

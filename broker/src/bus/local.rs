@@ -7,8 +7,9 @@ use crate::engine::{Attachment, Engine};
 use crate::outlet::Outlet;
 use bytes::Bytes;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, Weak};
 use tokio::sync::mpsc;
+use weir_core::sync::lock;
 use weir_wire::codec;
 use weir_wire::envelope::{
     Answer, Control, History, HistoryQuery, Member, Position, PresenceStats, Publish, Published, Question,
@@ -48,14 +49,14 @@ impl LocalBus {
 
     /// The node of this process is gone: its members leave at once.
     fn detach(&self) {
-        let held = self.attachment.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let held = lock(&self.attachment).take();
         if let Some(attachment) = held.and_then(Arc::into_inner) {
             attachment.leave();
         }
     }
 
     fn attachment(&self) -> Option<Arc<Attachment>> {
-        self.attachment.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        lock(&self.attachment).clone()
     }
 
     async fn op(&self, op: Op) -> Result<Outcome, BusError> {

@@ -8,8 +8,13 @@ use weir_wire::peer::Outcome;
 pub fn checked(outcome: Outcome) -> Result<Outcome, BusError> {
     match outcome {
         Outcome::Unavailable => Err(BusError::Unavailable("the broker cannot take it now")),
+        // Full, or failing: worth a retry, once somebody has made room.
+        Outcome::Limit(key) if key == "broker.data_dir" => {
+            Err(BusError::Unavailable("broker.data_dir cannot be written"))
+        }
         Outcome::Limit(key) => Err(BusError::Limit(match key.as_str() {
             "broker.max_channels" => "broker.max_channels",
+            "broker.history_memory" => "broker.history_memory",
             "broker.message_size" => "broker.message_size",
             _ => "a limit of the broker",
         })),

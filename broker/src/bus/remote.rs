@@ -12,18 +12,21 @@ mod mirror;
 
 use super::outcome::{self, op_call};
 use super::{Bus, BusError, Call, Event, Inbox};
+use crate::error::BindError;
 use crate::link::{Kind, SendQueue};
+use crate::tls::Tls;
 use bytes::Bytes;
 use metrics::Metrics;
 use mirror::{Effect, Mirror};
 use prometheus_client::registry::Registry;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 use weir_core::drain::Drain;
+use weir_core::sync::lock;
 use weir_wire::codec::{self, CodecError};
 use weir_wire::envelope::{
     Answer, Control, History, HistoryQuery, Member, Position, PresenceStats, Publish, Published, Question,
@@ -47,6 +50,7 @@ pub struct RemoteBus {
 struct Shared {
     node: NodeId,
     name: String,
+    tls: Option<Tls>,
     bus_timeout: Duration,
     inbox_size: usize,
     next_id: AtomicU64,
@@ -70,19 +74,21 @@ struct Pending {
 }
 
 impl RemoteBus {
-    /// Connects in the background, and again whenever the link breaks; returns at once. Needs a
-    /// tokio runtime. Ends when the inbox is dropped or `drain` is stopped.
+    /// Connects in the background, and again whenever the link breaks; returns at once. Fails if
+    /// there are to be certificates that cannot be used. Needs a tokio runtime. Ends when the inbox is dropped or `drain` is stopped.
     pub fn start(
         conf: &weir_conf::node::Node,
         node: NodeId,
         name: &str,
         registry: &mut Registry,
         drain: Drain,
-    ) -> (Arc<dyn Bus>, Inbox) {
+    ) -> Result<(Arc<dyn Bus>, Inbox), BindError> {
+        let tls = Tls::of_node(conf)?;
         let (events, inbox) = mpsc::channel(conf.inbox_size.max(1) + SLACK);
         let shared = Arc::new(Shared {
             node,
             name: name.to_owned(),
+            tls,
             bus_timeout: conf.bus_timeout,
             inbox_size: conf.inbox_size.max(1),
             next_id: AtomicU64::new(1),
@@ -90,7 +96,7 @@ impl RemoteBus {
             metrics: Metrics::register(registry),
         });
         tokio::spawn(connect::keep_connected(shared.clone(), conf.clone(), events, drain));
-        (Arc::new(RemoteBus { shared }), Inbox { events: inbox })
+        Ok((Arc::new(RemoteBus { shared }), Inbox { events: inbox }))
     }
 
     async fn op(&self, op: Op) -> Result<Outcome, BusError> {
@@ -145,7 +151,7 @@ impl Drop for GiveUpOnDrop<'_> {
 
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 
     fn request(&self, op: Op) -> Result<(u64, Bytes), CodecError> {

@@ -1,13 +1,12 @@
 //! What an attached node can do.
 
-use super::Engine;
 use super::slots::Held;
-use crate::shard::Refusal;
+use super::{Engine, Submitted};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
-use weir_wire::codec;
-use weir_wire::envelope::{Control, Question, Survey};
-use weir_wire::peer::{FromBroker, HISTORY_CHUNK_SIZE, Op, Outcome, Restore};
+use weir_wire::entry::Call;
+use weir_wire::envelope::{Control, Question};
+use weir_wire::peer::{Bye, Op, Outcome, Restore};
 
 /// A node's hold on its place. Dropped: its interest ends, its members stay for `node_lease`.
 pub struct Attachment {
@@ -22,129 +21,94 @@ impl Drop for Attachment {
     }
 }
 
-impl From<Refusal> for Outcome {
-    fn from(refusal: Refusal) -> Outcome {
-        Outcome::Limit(match refusal {
-            Refusal::MaxChannels => "broker.max_channels".into(),
-            Refusal::TooLarge => "broker.message_size".into(),
-        })
-    }
-}
-
 impl Attachment {
     pub(super) fn new(engine: Arc<Engine>, held: Arc<Held>) -> Attachment {
         Attachment { engine, held, leave: false }
     }
 
-    /// Only a survey waits; everything else is done when this is first polled.
     pub async fn call(&self, op: Op) -> Outcome {
         match op {
             Op::Survey(question) => self.survey(question).await,
-            op => self.call_now(op).unwrap_or_else(Outcome::from),
+            op => self.submit(op).outcome().await,
         }
     }
 
-    fn call_now(&self, op: Op) -> Result<Outcome, Refusal> {
-        let (engine, slot, node) = (&self.engine, self.held.slot, self.held.node);
-        Ok(match op {
-            Op::Publish(publish) => Outcome::Published(engine.publish(publish)?),
+    /// All but a survey, in the order of these calls. With one broker it is done on return.
+    pub fn submit(&self, op: Op) -> Submitted {
+        let (engine, slot) = (&self.engine, self.held.slot);
+        let call = match op {
+            Op::Publish(publish) => return engine.publish(publish),
+            // Noted while the shard is held: a detach in between must find it.
             Op::Subscribe { channel, stream } => {
-                let now = engine.now();
-                let position = engine.with(&channel, |s| {
-                    let (position, new) = s.subscribe(now, slot, &channel, stream)?;
-                    // Noted while the shard is held: a detach in between must find it.
-                    if let Some(name) = new {
-                        self.held.add_interest(name);
-                    }
-                    Ok::<_, Refusal>(position)
-                })?;
-                Outcome::Subscribed(position)
+                return engine.subscribe(slot, channel, stream, |name| self.held.add_interest(name));
             }
             Op::Unsubscribe { channel } => {
-                engine.with(&channel, |s| s.unsubscribe(slot, &channel));
+                engine.unsubscribe(slot, &channel);
                 self.held.remove_interest(&channel);
-                Outcome::Done
+                return Outcome::Done.into();
             }
-            Op::History { channel, query, stream } => {
-                let (history, more) = engine.history(&channel, &query, &stream, HISTORY_CHUNK_SIZE)?;
-                Outcome::History { history, more }
-            }
-            Op::HistoryRemove { channel } => {
-                let now = engine.now().at;
-                engine.with(&channel, |s| s.history_remove(now, &channel));
-                Outcome::Done
-            }
-            Op::Join { channel, member } => {
-                engine.with(&channel, |s| {
-                    s.join(self.held.holder(), &channel, member, false, &mut |slots, f| {
-                        engine.deliver(slots, f)
-                    });
-                });
-                Outcome::Done
-            }
-            Op::Leave { channel, client } => {
-                engine.with(&channel, |s| {
-                    s.leave(node, &channel, &client, &mut |slots, f| engine.deliver(slots, f));
-                });
-                Outcome::Done
-            }
-            Op::Presence { channel } => Outcome::Members(engine.with(&channel, |s| s.members(&channel))),
-            Op::PresenceStats { channel } => Outcome::Stats(engine.with(&channel, |s| s.stats(&channel))),
-            Op::Control(control) => self.control(control),
+            Op::Control(control) => return self.control(control),
             Op::Answer { survey, answer } => {
-                engine.surveys.answer(survey, node, answer);
-                Outcome::Done
+                engine.surveys.answer(survey, self.held.node, answer);
+                return Outcome::Done.into();
             }
-            Op::Survey(_) => Outcome::Refused("a survey has to be awaited".into()),
-        })
+            Op::Survey(_) => return Outcome::Refused("a survey has to be awaited".into()).into(),
+            Op::History { channel, query, stream } => Call::History { channel, query, stream },
+            Op::HistoryRemove { channel } => Call::HistoryRemove { channel },
+            Op::Join { channel, member } => {
+                Call::Join { channel, holder: self.held.holder(), member, quiet: false }
+            }
+            Op::Leave { channel, client } => Call::Leave { channel, node: self.held.node, client },
+            Op::Presence { channel } => Call::Presence { channel },
+            Op::PresenceStats { channel } => Call::PresenceStats { channel },
+        };
+        engine.call(call)
     }
 
-    fn control(&self, control: Control) -> Outcome {
-        match codec::encode(&FromBroker::Control(control)) {
-            Ok(frame) => {
-                self.engine.to_all(frame);
-                Outcome::Done
-            }
-            Err(_) => Refusal::TooLarge.into(),
-        }
+    fn control(&self, control: Control) -> Submitted {
+        self.engine.cluster.control(&control);
+        self.engine.control_here(control)
     }
 
     async fn survey(&self, question: Question) -> Outcome {
-        let nodes = self.engine.slots.all().iter().map(|h| h.node).collect();
-        let Some((id, complete)) = self.engine.surveys.begin(nodes) else {
-            return Outcome::Limit("too many surveys at once".into());
-        };
-        // Ends the survey also where the caller gives up waiting.
-        let ending = EndOnDrop { engine: &self.engine, id };
-        match codec::encode(&FromBroker::Survey { id, question }) {
-            Ok(frame) => self.engine.to_all(frame),
-            Err(_) => return Refusal::TooLarge.into(),
+        let elsewhere = self.engine.cluster.survey(&question);
+        let (here, elsewhere) = tokio::join!(self.engine.survey_here(question), elsewhere);
+        match here {
+            Ok(mut survey) => {
+                survey.answers.extend(elsewhere.answers);
+                survey.missing.extend(elsewhere.missing);
+                Outcome::Survey(survey)
+            }
+            Err(outcome) => outcome,
         }
-        let _missing_ones_are_named =
-            tokio::time::timeout(self.engine.conf.survey_timeout, complete.notified()).await;
-        Outcome::Survey(ending.end())
     }
 
     /// Interest and members from before a break of the link. Nothing is announced, unless the
     /// members were announced as gone because the node was away for longer than its lease.
     pub fn restore(&self, restore: Restore) {
         for (channel, stream) in restore.interest {
-            if let Err(refusal) = self.call_now(Op::Subscribe { channel, stream }) {
-                tracing::warn!(node = %self.held.node, ?refusal, "interest could not be restored");
+            if let Submitted::Now(Outcome::Limit(key)) = self.submit(Op::Subscribe { channel, stream }) {
+                tracing::warn!(node = %self.held.node, key, "interest could not be restored");
             }
         }
-        let (engine, holder, quiet) = (&self.engine, self.held.holder(), !self.held.was_expired);
-        for (channel, member) in restore.members {
-            engine.with(&channel, |s| {
-                s.join(holder, &channel, member, quiet, &mut |slots, f| engine.deliver(slots, f));
-            });
-        }
+        let (holder, quiet) = (self.held.holder(), !self.held.was_expired);
+        let join = |(channel, member)| self.engine.call(Call::Join { channel, holder, member, quiet });
+        let joins: Vec<Submitted> = restore.members.into_iter().map(join).collect();
+        let outlet = self.held.outlet.clone();
+        tokio::spawn(async move {
+            for join in joins {
+                if join.outcome().await == Outcome::Unavailable {
+                    // Its owner could not be told: the node has to tell again, here or elsewhere.
+                    return outlet.close(Bye::Timeout);
+                }
+            }
+        });
     }
 
     /// All is restored: members that were not told again are gone, and the receiving task sends
     /// this node the positions of all its interest.
     pub fn resync(&self) {
-        self.engine.remove_members_before(self.held.holder());
+        self.engine.members_gone(self.held.holder());
         self.held.lost.store(true, Relaxed);
         self.engine.any_lost.store(true, Relaxed);
         self.engine.wake();
@@ -153,22 +117,5 @@ impl Attachment {
     /// The node stops: its members leave at once.
     pub fn leave(mut self) {
         self.leave = true;
-    }
-}
-
-struct EndOnDrop<'a> {
-    engine: &'a Engine,
-    id: u64,
-}
-
-impl EndOnDrop<'_> {
-    fn end(&self) -> Survey {
-        self.engine.surveys.end(self.id)
-    }
-}
-
-impl Drop for EndOnDrop<'_> {
-    fn drop(&mut self) {
-        let _ended_before = self.engine.surveys.end(self.id);
     }
 }

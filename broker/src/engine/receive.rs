@@ -2,14 +2,17 @@
 //! supervises the router and sends the resyncs.
 
 use super::slots::Held;
-use super::{Engine, lock};
+use super::{Engine, Slot, Turn};
 use crate::router::{Item, Receiver};
-use crate::shard::Slot;
 use bytes::Bytes;
+use std::collections::BTreeSet;
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 use weir_core::drain::Drain;
+use weir_wire::entry::shard_of;
+use weir_wire::envelope::Position;
 use weir_wire::topic;
 
 /// Between two tries to build a router anew.
@@ -18,6 +21,7 @@ const REBUILD_PAUSE: Duration = Duration::from_millis(100);
 impl Engine {
     /// Until the drain is stopped.
     pub async fn receive(self: Arc<Self>, mut receiver: Receiver, drain: Drain) {
+        let mut stopped = pin!(drain.stopped());
         loop {
             tokio::select! {
                 item = receiver.next() => match item {
@@ -33,10 +37,10 @@ impl Engine {
                     }
                 },
                 () = self.wake.notified() => {}
-                () = drain.stopped() => return,
+                () = &mut stopped => return,
             }
             if self.any_lost.swap(false, Relaxed) {
-                self.resync_those_with_room();
+                self.resync_those_with_room().await;
             }
         }
     }
@@ -98,7 +102,8 @@ impl Engine {
         }
     }
 
-    fn resync_those_with_room(&self) {
+    async fn resync_those_with_room(&self) {
+        let mut turn = Turn::begin();
         for held in self.slots.all().into_iter().filter(|h| h.is_lost()) {
             if !held.outlet.has_room() {
                 // The outlet wakes us when it has; the mark makes us look again then.
@@ -107,11 +112,27 @@ impl Engine {
             }
             // The mark goes first: what is dropped from here on sets it again.
             held.lost.store(false, Relaxed);
-            let positions = held.interest().into_iter().map(|channel| {
-                let position = lock(self.shard(&channel)).position(&channel);
-                (channel.to_string(), position)
-            });
-            held.outlet.resync(positions.collect());
+            let interest = held.interest();
+            let (mut positions, mut elsewhere) = (Vec::with_capacity(interest.len()), BTreeSet::new());
+            for channel in interest {
+                match self.position(&channel) {
+                    Ok(position) => positions.push((channel.to_string(), position)),
+                    Err(shard) => drop(elsewhere.insert(shard)),
+                }
+                turn.may_end().await;
+            }
+            held.outlet.resync(positions);
+            // Their owners are asked, and the answers follow as resyncs of their own.
+            elsewhere.into_iter().for_each(|shard| self.cluster.recheck(shard));
         }
+    }
+
+    /// Where a channel's stream stands; `Err`: this broker does not serve its shard.
+    fn position(&self, channel: &str) -> Result<Option<Position>, u16> {
+        let number = shard_of(channel, self.shards.len() as u16);
+        self.with(number, |shard, moment| match shard.may_serve(moment) {
+            true => Ok(shard.state.position(channel)),
+            false => Err(number),
+        })
     }
 }

@@ -1,14 +1,16 @@
 //! The places of attached nodes: `broker.max_nodes` of them, used again, so that the router's
 //! topics are a bounded set.
 
+use super::interest::Slot;
 use super::lock;
 use crate::outlet::Outlet;
-use crate::shard::{Holder, Slot};
 use bytes::Bytes;
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, RwLock};
 use std::time::{Duration, Instant};
+use weir_core::sync::{read, write};
+use weir_wire::entry::Holder;
 use weir_wire::id::NodeId;
 use weir_wire::topic;
 
@@ -31,7 +33,9 @@ pub struct Held {
 enum Place {
     Free,
     Held(Arc<Held>),
-    /// Given up; something for its last holder may still be in the router.
+    /// Given up; its last holder's interest is not ended yet.
+    Clearing,
+    /// Something for its last holder may still be in the router.
     Draining,
 }
 
@@ -73,14 +77,15 @@ impl Slots {
         self.control.clone()
     }
 
-    /// A free place for this node.
-    pub fn take(&self, node: NodeId, name: &str, outlet: Arc<dyn Outlet>) -> Option<Arc<Held>> {
-        let mut places = self.places.write().unwrap_or_else(PoisonError::into_inner);
+    /// A free place for this node. Links are numbered by the Unix clock's milliseconds, so that
+    /// those of a node that moves from one broker to another rise too.
+    pub fn take(&self, node: NodeId, name: &str, outlet: Arc<dyn Outlet>, ms: u64) -> Option<Arc<Held>> {
+        let mut places = write(&self.places);
         let free = places.iter().position(|p| matches!(p, Place::Free))?;
         // Under one lock with the end of a lease: a node is back in time, or it is not.
         let mut leases = lock(&self.leases);
         leases.gone.remove(&node);
-        leases.links += 1;
+        leases.links = ms.max(leases.links + 1);
         let held = Arc::new(Held {
             slot: Slot(free as u16),
             node,
@@ -98,12 +103,12 @@ impl Slots {
 
     /// Ends the hold of this node; from now on its lease runs.
     pub fn release(&self, slot: Slot, node: NodeId, now: Instant) -> Option<Arc<Held>> {
-        let mut places = self.places.write().unwrap_or_else(PoisonError::into_inner);
+        let mut places = write(&self.places);
         let place = places.get_mut(usize::from(slot.0))?;
         match place {
             Place::Held(held) if held.node == node => {
                 let held = held.clone();
-                *place = Place::Draining;
+                *place = Place::Clearing;
                 lock(&self.leases).gone.insert(node, now);
                 Some(held)
             }
@@ -111,22 +116,30 @@ impl Slots {
         }
     }
 
+    /// Nothing more is sent for the last holder.
+    pub fn cleared(&self, slot: Slot) {
+        let mut places = write(&self.places);
+        if let Some(place @ Place::Clearing) = places.get_mut(usize::from(slot.0)) {
+            *place = Place::Draining;
+        }
+    }
+
     /// Everything for the last holder has been through the router.
     pub fn drained(&self, slot: Slot) {
-        let mut places = self.places.write().unwrap_or_else(PoisonError::into_inner);
+        let mut places = write(&self.places);
         if let Some(place @ Place::Draining) = places.get_mut(usize::from(slot.0)) {
             *place = Place::Free;
         }
     }
 
     pub fn draining(&self) -> Vec<Slot> {
-        let places = self.places.read().unwrap_or_else(PoisonError::into_inner);
+        let places = read(&self.places);
         let draining = places.iter().enumerate().filter(|(_, p)| matches!(p, Place::Draining));
         draining.map(|(at, _)| Slot(at as u16)).collect()
     }
 
     pub fn get(&self, slot: Slot) -> Option<Arc<Held>> {
-        let places = self.places.read().unwrap_or_else(PoisonError::into_inner);
+        let places = read(&self.places);
         match places.get(usize::from(slot.0)) {
             Some(Place::Held(held)) => Some(held.clone()),
             _ => None,
@@ -134,12 +147,22 @@ impl Slots {
     }
 
     pub fn all(&self) -> Vec<Arc<Held>> {
-        let places = self.places.read().unwrap_or_else(PoisonError::into_inner);
+        let places = read(&self.places);
         let held = places.iter().filter_map(|p| match p {
             Place::Held(held) => Some(held.clone()),
             _ => None,
         });
         held.collect()
+    }
+
+    /// By which links nodes are attached, and those whose lease runs without one.
+    pub fn holders(&self) -> Vec<Holder> {
+        let attached: Vec<Holder> = self.all().iter().map(|held| held.holder()).collect();
+        let leases = lock(&self.leases);
+        // Of a node without a link nothing is known to be void.
+        let waiting = leases.gone.keys().map(|node| Holder { node: *node, link: 0 });
+        let waiting: Vec<Holder> = waiting.filter(|h| !attached.iter().any(|a| a.node == h.node)).collect();
+        attached.into_iter().chain(waiting).collect()
     }
 
     pub fn find(&self, node: NodeId) -> Option<Arc<Held>> {

@@ -1,11 +1,13 @@
-//! Questions to all nodes, and their answers.
+//! Commands and questions to all attached nodes, and their answers.
 
-use super::lock;
+use super::{Engine, Refusal, Submitted, lock};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 use tokio::sync::Notify;
-use weir_wire::envelope::{Answer, Survey};
+use weir_wire::codec;
+use weir_wire::envelope::{Answer, Control, Question, Survey};
 use weir_wire::id::NodeId;
+use weir_wire::peer::{FromBroker, Outcome};
 
 /// Surveys under way at once; further ones are refused.
 const MAX_OPEN: usize = 64;
@@ -50,5 +52,55 @@ impl Surveys {
             answers: s.answers,
             missing: s.missing,
         })
+    }
+}
+
+impl Engine {
+    /// A command for the nodes attached here.
+    pub fn control_here(&self, control: Control) -> Submitted {
+        match codec::encode(&FromBroker::Control(control)) {
+            Ok(frame) => {
+                self.to_all(frame);
+                Outcome::Done.into()
+            }
+            Err(_) => Refusal::TooLarge.into(),
+        }
+    }
+
+    /// A question to the nodes attached here.
+    pub async fn survey_here(&self, question: Question) -> Result<Survey, Outcome> {
+        let nodes: Vec<NodeId> = self.slots.all().iter().map(|h| h.node).collect();
+        if nodes.is_empty() {
+            return Ok(Survey { answers: Vec::new(), missing: Vec::new() });
+        }
+        let Some((id, complete)) = self.surveys.begin(nodes) else {
+            return Err(Outcome::Limit("too many surveys at once".into()));
+        };
+        // Ends the survey also where the caller gives up waiting.
+        let ending = EndOnDrop { engine: self, id };
+        match codec::encode(&FromBroker::Survey { id, question }) {
+            Ok(frame) => self.to_all(frame),
+            Err(_) => return Err(Submitted::from(Refusal::TooLarge).outcome().await),
+        }
+        let _missing_ones_are_named =
+            tokio::time::timeout(self.conf.survey_timeout, complete.notified()).await;
+        Ok(ending.end())
+    }
+}
+
+struct EndOnDrop<'a> {
+    engine: &'a Engine,
+    id: u64,
+}
+
+impl EndOnDrop<'_> {
+    fn end(&self) -> Survey {
+        self.engine.surveys.end(self.id)
+    }
+}
+
+impl Drop for EndOnDrop<'_> {
+    fn drop(&mut self) {
+        let _ended_before = self.engine.surveys.end(self.id);
     }
 }

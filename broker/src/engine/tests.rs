@@ -1,17 +1,29 @@
 //! What only shows with several shards, links and leases; the rest is in the suite of the bus.
 
+use super::cluster::{Ask, Change, Store};
 use super::*;
+use crate::replica::{Assignment, Limits};
+use std::sync::atomic::AtomicU64;
 use weir_conf::units::Secret;
-use weir_wire::codec;
-use weir_wire::envelope::{Body, ClientInfo, Delivery, Member, Position, PresenceStats};
+use weir_wire::entry::Call;
+use weir_wire::envelope::{
+    Body, ClientInfo, Delivery, HistoryQuery, Member, Position, PresenceStats, Publish, StreamOptions,
+};
 use weir_wire::peer::{FromBroker, Op, Outcome, Restore};
+use weir_wire::replica::Message;
 
 const A: NodeId = NodeId(1);
 const LEASE: Duration = Duration::from_secs(5);
 
 /// An engine whose tasks do not run: what goes into its router is read with `sent`.
 fn engine(history_memory: usize) -> (Arc<Engine>, Receiver) {
-    let conf = Conf {
+    let metrics = Metrics::register(&mut Default::default());
+    let stepping = |id| Arc::new(Stepping(Alone::new(BrokerId(id)), 0.into()));
+    Engine::of(conf(history_memory), metrics, |id| stepping(id)).unwrap()
+}
+
+pub fn conf(history_memory: usize) -> Conf {
+    Conf {
         listen: ([127, 0, 0, 1], 0).into(),
         secret: Secret::default(),
         max_nodes: 4,
@@ -20,11 +32,51 @@ fn engine(history_memory: usize) -> (Arc<Engine>, Receiver) {
         max_channels: 1000,
         node_lease: LEASE,
         survey_timeout: Duration::from_secs(1),
-    };
-    Engine::new(conf, Metrics::register(&mut Default::default())).unwrap()
+        ..weir_conf::Config::default().broker
+    }
 }
 
-struct Nowhere;
+/// One broker, on whose clock no two things happen in the same millisecond.
+struct Stepping(Alone, AtomicU64);
+
+impl Cluster for Stepping {
+    fn moment(&self) -> Moment {
+        Moment { ms: 1_000_000 + self.1.fetch_add(1, Relaxed), ..self.0.moment() }
+    }
+    fn me(&self) -> BrokerId {
+        self.0.me()
+    }
+    fn shards(&self) -> u16 {
+        self.0.shards()
+    }
+    fn limits(&self) -> Limits {
+        self.0.limits()
+    }
+    fn needs_bytes(&self) -> bool {
+        false
+    }
+    fn assigned(&self) -> Option<Assignment> {
+        self.0.assigned()
+    }
+    fn send(&self, _: u16, _: BrokerId, _: Message) {}
+    fn store(&self, _: u16, _: Store) {}
+    fn ask(&self, _: u16, _: Ask) {}
+    fn changed(&self, _: u16, _: Change) {}
+    fn deliver(&self, _: u16, _: ShardEpoch, _: &[BrokerId], _: &str, _: &Bytes) {}
+    fn forward(&self, shard: u16, call: Call) -> Submitted {
+        self.0.forward(shard, call)
+    }
+}
+
+/// What is there at once, as it is with one broker.
+fn now(submitted: Submitted) -> Outcome {
+    match submitted {
+        Submitted::Now(outcome) => outcome,
+        Submitted::Later(_) => panic!("it waits"),
+    }
+}
+
+pub struct Nowhere;
 
 impl Outlet for Nowhere {
     fn offer(&self, _: &Bytes) -> bool {
@@ -41,7 +93,7 @@ fn attach(engine: &Arc<Engine>, node: NodeId) -> Attachment {
     engine.attach(node, "test", Arc::new(Nowhere)).unwrap()
 }
 
-fn member(client: &str) -> Member {
+pub fn member(client: &str) -> Member {
     let info = ClientInfo { client: client.into(), ..ClientInfo::default() };
     Member { info, listed: true, announced: true }
 }
@@ -91,25 +143,42 @@ async fn short_memory_costs_the_oldest_of_all_shards_and_no_more() {
         let publish = Publish {
             channel: channel(i),
             data: vec![i as u8; 1000].into(),
-            info: None,
-            tags: vec![],
             stream: Some(stream),
-            idempotency_key: None,
-            version: 0,
-            version_epoch: String::new(),
+            ..Default::default()
         };
-        engine.publish(publish).unwrap();
+        assert!(matches!(now(engine.publish(publish)), Outcome::Published(Some(_))));
         let bytes = engine.bytes.load(Relaxed);
         assert!(bytes <= 20_000 && (i < 20 || bytes > 18_500), "{bytes} bytes after {i}");
     }
     let all = HistoryQuery { since: None, limit: u32::MAX, reverse: false };
     let mut kept = Vec::new();
     for i in 0..7 {
-        let (history, _) = engine.history(&channel(i), &all, &stream, usize::MAX).unwrap();
+        let call = Call::History { channel: channel(i), query: all, stream };
+        let Outcome::History { history, .. } = now(engine.call(call)) else { panic!("no history") };
         kept.extend(history.publications.iter().map(|p| p.data[0]));
     }
     kept.sort_unstable();
     assert_eq!(kept, (100 - kept.len() as u8..100).collect::<Vec<_>>(), "the youngest are there");
+}
+
+#[tokio::test]
+async fn keys_are_refused_over_their_share_and_never_forgotten_before_their_time() {
+    let (engine, _receiver) = engine(20_000);
+    let keyed = |key: usize| Publish {
+        channel: format!("channel {}", key % 5),
+        data: Bytes::from_static(b"x"),
+        stream: Some(StreamOptions { size: 10, ttl_ms: 60_000, meta_ttl_ms: 60_000 }),
+        idempotency_key: Some(format!("key {key}")),
+        ..Default::default()
+    };
+    let publish = |key| now(engine.publish(keyed(key)));
+    let first = publish(0);
+    let taken = (1..1000).take_while(|key| matches!(publish(*key), Outcome::Published(Some(_)))).count();
+    assert!((60..90).contains(&taken), "{taken}");
+    assert_eq!(publish(5000), Outcome::Limit("broker.history_memory".into()));
+    assert_eq!(publish(0), first, "a repeat is no new key");
+    let plain = Publish { idempotency_key: None, ..keyed(0) };
+    assert!(matches!(now(engine.publish(plain)), Outcome::Published(Some(_))), "nor is none");
 }
 
 #[tokio::test]
@@ -141,7 +210,7 @@ async fn members_announced_as_gone_are_announced_as_back() {
     first.resync();
     drop(first);
     let over = engine.slots.end_leases(Instant::now() + LEASE, LEASE);
-    over.into_iter().for_each(|h| engine.remove_members_before(h));
+    over.into_iter().for_each(|h| engine.members_gone(h));
     let back = attach(&engine, A);
     back.restore(restored(&["c1"]));
     back.resync();
@@ -160,7 +229,7 @@ async fn the_end_of_a_lease_spares_what_a_node_told_since_it_is_back() {
     // Back just now, before the members are taken away shard by shard.
     let back = attach(&engine, A);
     join(&back, "c2").await;
-    over.into_iter().for_each(|h| engine.remove_members_before(h));
+    over.into_iter().for_each(|h| engine.members_gone(h));
     assert_eq!(clients(&back).await, 1);
     assert!(engine.slots.end_leases(Instant::now() + LEASE, LEASE).is_empty(), "and it is not gone");
 }
@@ -203,4 +272,33 @@ async fn a_router_that_dies_is_built_anew_and_nodes_are_resynced_before_anything
     }
     assert_eq!(engine.metrics.router_rebuilds.get(), 3);
     drain.stop();
+}
+
+/// Not a test of anything: prints how many publications one thread makes in a second.
+#[tokio::test]
+#[ignore = "a measurement"]
+async fn publish_rate() {
+    let (engine, _receiver) = engine(1 << 30);
+    let stream = StreamOptions { size: 100, ttl_ms: 60_000, meta_ttl_ms: 60_000 };
+    for (name, stream, keyed) in
+        [("history", Some(stream), false), ("keyed", Some(stream), true), ("live", None, false)]
+    {
+        let mut best = 0.0_f64;
+        for round in 0..5 {
+            let count = 200_000;
+            let begun = Instant::now();
+            for i in 0..count {
+                let publish = Publish {
+                    channel: format!("channel {}", i % 500),
+                    data: vec![i as u8; 100].into(),
+                    stream,
+                    idempotency_key: keyed.then(|| format!("{round}-{i}")),
+                    ..Default::default()
+                };
+                assert!(matches!(now(engine.publish(publish)), Outcome::Published(_)));
+            }
+            best = best.max(f64::from(count) / begun.elapsed().as_secs_f64());
+        }
+        println!("{name}: {best:.0}/s");
+    }
 }

@@ -3,7 +3,7 @@
 
 use super::outlet::LinkOutlet;
 use super::{Proven, refuse, say_bye};
-use crate::engine::{Attachment, Engine};
+use crate::engine::{Attachment, Engine, Submitted};
 use crate::link::{FrameReader, GOODBYE_DEADLINE, Kind, LinkError, SendQueue, write_frame, write_loop};
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use std::net::SocketAddr;
@@ -11,6 +11,7 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::AsyncRead;
+use tokio::task::coop::consume_budget;
 use tokio::time::{Instant, sleep_until, timeout};
 use weir_core::drain::Drain;
 use weir_wire::codec::{self, CodecError, MAX_FRAME};
@@ -19,12 +20,17 @@ use weir_wire::peer::{BROKER_PROOF, Bye, FromBroker, FromNode, Op, Outcome, Welc
 
 /// Bytes of replies that may wait; over it no further request is read.
 const MAX_REPLIES: usize = 4 << 20;
+/// A link on which nothing is heard for so long is cut, by either side: a broker that hangs must not
+/// hold its nodes until their lease runs out.
+const LINK_DEAD: Duration = Duration::from_secs(4);
 /// Surveys of one node under way.
 const MAX_SURVEYS: usize = 16;
+/// Calls of one node that wait for their commit; over it no further request is read.
+const MAX_WAITING: usize = 4096;
 
 pub(super) async fn run(proven: Proven, peer: SocketAddr, engine: &Arc<Engine>, drain: &Drain) {
     let Proven { hello, said, mut reader, mut writer } = proven;
-    let lease = engine.conf().node_lease;
+    let lease = engine.conf().node_lease.min(LINK_DEAD);
     let queue = Arc::new(SendQueue::default());
     let outlet = Arc::new(LinkOutlet::new(queue.clone(), engine, hello.inbox));
     let attachment = match engine.attach(hello.node, &hello.name, outlet.clone()) {
@@ -87,16 +93,36 @@ async fn serve(
     lease: Duration,
 ) -> Result<(), LinkError> {
     let mut surveys = FuturesUnordered::new();
+    let mut waiting = FuturesUnordered::new();
     let mut restored = false;
     let mut heard = Instant::now();
+    let mut silent = pin!(sleep_until(heard + lease));
     loop {
         let frame = tokio::select! {
             // Replies wait for a node that does not read: then it has to wait too.
-            frame = async { queue.below(Kind::Talk, MAX_REPLIES).await; reader.read().await } => frame?,
+            frame = async { queue.below(Kind::Talk, MAX_REPLIES).await; reader.read().await },
+                if waiting.len() < MAX_WAITING => frame?,
+            Some((id, outcome)) = waiting.next(), if !waiting.is_empty() => {
+                reply(queue, id, outcome)?;
+                if waiting.len() + 1 == MAX_WAITING {
+                    // Not silent: it was not listened to.
+                    heard = Instant::now();
+                }
+                continue;
+            }
             Some(()) = surveys.next(), if !surveys.is_empty() => continue,
-            () = sleep_until(heard + lease) => return Err(LinkError::Silent(lease)),
+            () = silent.as_mut(), if waiting.len() < MAX_WAITING => {
+                // Set when it fires, not with each frame: that would cost as much as the frame.
+                if Instant::now() < heard + lease {
+                    silent.as_mut().reset(heard + lease);
+                    continue;
+                }
+                return Err(LinkError::Silent(lease));
+            }
         };
         heard = Instant::now();
+        // Frames that are there already are no reason to wait, but others have their turn too.
+        consume_budget().await;
         if queue.is_finished() {
             return Err(LinkError::Replaced);
         }
@@ -107,14 +133,16 @@ async fn serve(
                 outlet.go_live();
                 attachment.resync();
             }
-            FromNode::Request { id, op: Op::Survey(question) } if restored => {
-                if surveys.len() < MAX_SURVEYS {
-                    surveys.push(survey(attachment, queue, id, question));
-                } else {
-                    reply(queue, id, Outcome::Limit("too many surveys at once".into()))?;
-                }
+            FromNode::Request { id, op: Op::Survey(_) } if restored && surveys.len() >= MAX_SURVEYS => {
+                reply(queue, id, Outcome::Limit("too many surveys at once".into()))?;
             }
-            FromNode::Request { id, op } if restored => reply(queue, id, attachment.call(op).await)?,
+            FromNode::Request { id, op: Op::Survey(question) } if restored => {
+                surveys.push(survey(attachment, queue, id, question));
+            }
+            FromNode::Request { id, op } if restored => match attachment.submit(op) {
+                Submitted::Now(outcome) => reply(queue, id, outcome)?,
+                later => waiting.push(async move { (id, later.outcome().await) }),
+            },
             FromNode::Consumed(count) => {
                 if !outlet.consumed(count) {
                     return Err(LinkError::Unexpected("more consumed than was delivered"));

@@ -10,8 +10,10 @@ const PLACEHOLDERS: [&str; 2] = ["change-me", "demo"];
 
 impl Rules<'_> {
     pub(super) fn listeners(&mut self) {
-        if self.config.roles.proxy && self.config.proxy.listen.is_empty() {
-            self.mistake(&["proxy.listen"], "is empty; accepted: one address or more");
+        let Config { proxy, roles, .. } = self.config;
+        if roles.proxy && proxy.listen.is_empty() && proxy.tls.listen.is_empty() {
+            let text = "is empty; accepted: one address or more, or listen in [proxy.tls]";
+            self.mistake(&["proxy.listen", "proxy.tls.listen"], text);
         }
         let bound = self.bound();
         for (i, (key, addr)) in bound.iter().enumerate() {
@@ -31,9 +33,9 @@ impl Rules<'_> {
         }
     }
 
-    /// What is reachable from other machines must ask for proof.
+    /// What is reachable from other machines must ask for proof. The broker: see `broker`.
     pub(super) fn exposed(&mut self) {
-        let Config { admin, broker, roles, .. } = self.config;
+        let admin = &self.config.admin;
         if admin.enabled && !is_loopback(admin.listen) && admin.token.is_empty() {
             let text = format!(
                 "admin.listen {} is not loopback: a token is needed; accepted: \"file:/path\", \"env:NAME\", or admin.listen on 127.0.0.1",
@@ -41,19 +43,12 @@ impl Rules<'_> {
             );
             self.mistake(&["admin.token", "admin.listen"], text);
         }
-        if roles.broker && !is_loopback(broker.listen) && broker.secret.is_empty() {
-            let text = format!(
-                "broker.listen {} is not loopback: a secret is needed; accepted: \"file:/path\", \"env:NAME\", or broker.listen on 127.0.0.1",
-                broker.listen
-            );
-            self.mistake(&["broker.secret", "broker.listen"], text);
-        }
     }
 
     /// Secrets that everyone knows, or could guess.
     pub(super) fn placeholders(&mut self) {
         let Config { proxy, node, broker, admin, roles, .. } = self.config;
-        let secrets: [(&str, &Secret, bool, usize); 8] = [
+        let secrets: [(&str, &Secret, bool, usize); 9] = [
             ("admin.token", &admin.token, true, 0),
             ("node.api_key", &node.api_key, roles.node, 0),
             ("node.token.hmac_secret", &node.token.hmac_secret, roles.node, 32),
@@ -62,6 +57,7 @@ impl Rules<'_> {
             ("broker.secret", &broker.secret, roles.broker, 16),
             ("proxy.affinity_secret", &proxy.affinity_secret, roles.proxy, 32),
             ("proxy.affinity_previous_secret", &proxy.affinity_previous_secret, roles.proxy, 32),
+            ("proxy.quic.token_key", &proxy.quic.token_key, roles.proxy, 32),
         ];
         let open = self.bound().into_iter().find(|(_, addr)| !is_loopback(*addr));
         for (key, secret, used, length) in secrets {
@@ -93,9 +89,9 @@ impl Rules<'_> {
         let config = self.config;
         let mut bound = Vec::new();
         if config.roles.proxy {
-            bound.extend(
-                config.proxy.listen.iter().enumerate().map(|(i, addr)| (format!("proxy.listen[{i}]"), *addr)),
-            );
+            let (plain, tls) = (&config.proxy.listen, &config.proxy.tls.listen);
+            bound.extend(plain.iter().enumerate().map(|(i, addr)| (format!("proxy.listen[{i}]"), *addr)));
+            bound.extend(tls.iter().enumerate().map(|(i, l)| (format!("proxy.tls.listen[{i}]"), l.addr)));
         }
         if config.roles.node {
             bound.push(("node.listen".to_owned(), config.node.listen));

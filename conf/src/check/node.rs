@@ -3,7 +3,7 @@
 use super::Rules;
 use super::listeners::is_loopback;
 use crate::Config;
-use crate::channel::ChannelOptions;
+use crate::channel::{Ack, ChannelOptions, Delivery, WhenMinority};
 use crate::units::{Bytes, duration_text};
 use std::net::SocketAddr;
 
@@ -61,11 +61,21 @@ impl Rules<'_> {
 
     pub(super) fn brokers(&mut self) {
         let Config { node, roles, .. } = self.config;
+        let tls = [
+            ("broker_tls_cert", &node.broker_tls_cert),
+            ("broker_tls_key", &node.broker_tls_key),
+            ("broker_tls_ca", &node.broker_tls_ca),
+        ];
+        let some_tls = tls.iter().any(|(_, path)| !path.is_empty());
+        self.tls_files("node", tls);
         if roles.broker {
             if !node.brokers.is_empty() {
-                let text =
-                    "the broker is in this process; accepted: no brokers here, or no \"broker\" in roles";
+                let text = "the broker is in this process; accepted: no brokers here (others of its cluster: broker.peers), or no \"broker\" in roles";
                 self.mistake(&["node.brokers", "roles"], text);
+            }
+            for (key, _) in tls.iter().filter(|(_, path)| !path.is_empty()) {
+                let text = "has no effect: the broker is in this process; for its links see broker.tls_cert";
+                self.warn(&[&format!("node.{key}"), "roles"], text);
             }
             return;
         }
@@ -76,9 +86,9 @@ impl Rules<'_> {
         let brokers: Vec<&str> = node.brokers.iter().map(String::as_str).collect();
         self.servers("node.brokers", &brokers, false);
         let remote = |server: &String| server.parse().is_ok_and(|addr: SocketAddr| !is_loopback(addr));
-        if node.broker_secret.is_empty() && node.brokers.iter().any(remote) {
-            let text =
-                "brokers on other machines ask for their secret; accepted: \"file:/path\", \"env:NAME\"";
+        // Part of the TLS files is a mistake of its own.
+        if node.broker_secret.is_empty() && !some_tls && node.brokers.iter().any(remote) {
+            let text = "brokers on other machines ask for their secret, or for TLS; accepted: \"file:/path\", \"env:NAME\", or broker_tls_cert, broker_tls_key and broker_tls_ca";
             self.mistake(&["node.broker_secret", "node.brokers"], text);
         }
     }
@@ -126,6 +136,26 @@ impl Rules<'_> {
                 duration_text(options.history_ttl)
             );
             self.mistake(&[&key("history_meta_ttl"), &ttl], text);
+        }
+        if options.delivery == Delivery::Datagram
+            && (options.history_size > 0 || !options.history_ttl.is_zero())
+        {
+            self.mistake(
+                &[&key("delivery"), &size, &ttl],
+                "goes without history: with datagrams the newest publication wins, and lost ones are not caught up with; accepted: \"stream\", or no history_size and history_ttl",
+            );
+        }
+        let kept = [
+            ("ack", options.ack != Ack::Copies),
+            ("when_minority", options.when_minority != WhenMinority::Refuse),
+        ];
+        for (name, said) in kept {
+            if said && !history {
+                self.warn(
+                    &[&key(name), &size, &ttl],
+                    "has no effect without history: what no broker keeps is delivered at most once, whatever it says",
+                );
+            }
         }
         if options.force_push_join_leave && !options.join_leave {
             self.mistake(

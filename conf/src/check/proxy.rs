@@ -150,7 +150,7 @@ impl Rules<'_> {
     }
 }
 
-fn is_host_port(text: &str) -> bool {
+pub(super) fn is_host_port(text: &str) -> bool {
     if let Ok(addr) = text.parse::<SocketAddr>() {
         return addr.port() != 0;
     }

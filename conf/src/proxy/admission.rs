@@ -3,6 +3,7 @@
 use crate::section::{Reader, Section, Value, keys};
 use crate::tree::{Item, Raw};
 use crate::units::{Cidr, Rate};
+use crate::value::words;
 use crate::write::{Writer, quote};
 use std::ops::RangeFrom;
 use std::time::Duration;
@@ -149,27 +150,6 @@ pub enum ProxyProtocol {
 pub enum ForwardedHeader {
     XForwardedFor,
     Forwarded,
-}
-
-/// Values that are one of a few words.
-macro_rules! words {
-    ($kind:ident: $what:literal { $($variant:ident = $word:literal),* }) => {
-        impl Value for $kind {
-            fn read(item: &Item, path: &str, reader: &mut Reader<'_>) -> Option<$kind> {
-                match item.as_text() {
-                    $(Some($word) => Some($kind::$variant),)*
-                    _ => {
-                        let accepted = [$(concat!("\"", $word, "\"")),*].join(", ");
-                        reader.refuse(item, path, $what, &accepted)
-                    }
-                }
-            }
-
-            fn write(&self) -> String {
-                quote(match self { $($kind::$variant => $word),* })
-            }
-        }
-    };
 }
 
 words!(ProxyProtocol: "a setting of the PROXY protocol" {

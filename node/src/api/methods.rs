@@ -102,6 +102,8 @@ async fn publish_one(shared: &Shared, params: &params::Publish<'_>, channel: Str
         idempotency_key: Some(params.idempotency_key.clone()).filter(|key| !key.is_empty()),
         version: params.version,
         version_epoch: params.version_epoch.clone(),
+        ack: namespaces::ack(options),
+        live_without_owner: namespaces::live_without_owner(options),
     };
     let published = bus(shared)?.publish(publish).await.map_err(failed)?;
     Ok(published.map_or("{}".to_owned(), |at| format!("{{{}}}", position(at))))
@@ -222,14 +224,23 @@ async fn channels(shared: &Shared, params: params::Channels) -> Answer {
         write_str(&mut out, name);
         out.extend_from_slice(format!(":{{\"num_clients\":{clients}}}").as_bytes());
     }
-    out.extend_from_slice(b"}}");
+    out.extend_from_slice(b"}");
+    if !survey.missing.is_empty() {
+        // Beyond Centrifugo's answer: some nodes did not say what they have.
+        out.extend_from_slice(format!(",\"missing_nodes\":{}", survey.missing.len()).as_bytes());
+    }
+    out.extend_from_slice(b"}");
     utf8(out)
 }
 
 async fn info(shared: &Shared) -> Answer {
     let survey = bus(shared)?.survey(Question::Info).await.map_err(failed)?;
     let nodes: Vec<serde_json::Value> = survey.answers.into_iter().filter_map(|(_, a)| node(a)).collect();
-    Ok(serde_json::json!({ "nodes": nodes }).to_string())
+    let mut info = serde_json::json!({ "nodes": nodes });
+    if !survey.missing.is_empty() {
+        info["missing_nodes"] = survey.missing.len().into();
+    }
+    Ok(info.to_string())
 }
 
 fn node(answer: envelope::Answer) -> Option<serde_json::Value> {

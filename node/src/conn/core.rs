@@ -3,8 +3,11 @@
 
 use super::calls::{self, Running, Started};
 use super::io::advance;
+use super::read::Parser;
 use super::stats::{End, Stats};
-use super::{Accepted, CLOSE_WAIT, now};
+use super::stream::{LengthCutter, LineCutter};
+use super::websocket::Frames;
+use super::{Accepted, CLOSE_WAIT, FAREWELL_WAIT, now};
 use crate::client::Client;
 use crate::frame;
 use crate::protocol::{Answer, Format, json};
@@ -17,15 +20,12 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Instant;
 use tokio::time::Sleep;
-use tokio_tungstenite::tungstenite::protocol::{Role, WebSocketConfig, WebSocketContext};
+use weir_core::accept::Session as WebTransport;
 use weir_wire::close::Close;
-
-/// Of tungstenite's own input buffer: holds at most the part of a frame that is there already.
-const PARSE_BUFFER: usize = 512;
 
 /// All but the socket: so that input can be looked at where it was read.
 pub(super) struct Core {
-    pub(super) ws: WebSocketContext,
+    pub(super) parser: Parser,
     pub(super) session: Session,
     pub(super) client: Arc<Client>,
     pub(super) shared: Arc<Shared>,
@@ -37,9 +37,10 @@ pub(super) struct Core {
     pub(super) spill: Bytes,
     /// The parser may hold a whole message still.
     pub(super) unparsed: bool,
-    /// Input since the last whole message.
-    pub(super) assembling: usize,
-    pub(super) control_frames: (u32, Option<Instant>),
+    /// The session that a stream lies in: what is closed with a code.
+    webtransport: Option<Arc<dyn WebTransport>>,
+    /// Our side of the stream has ended.
+    ended: bool,
     pub(super) call: Option<Running>,
     /// The call goes on when the connection ends.
     lasting: bool,
@@ -61,28 +62,32 @@ pub(super) enum Phase {
 }
 
 impl Core {
-    pub(super) fn new(shared: Arc<Shared>, spill: Bytes, accepted: Accepted) -> Core {
+    pub(super) fn new(
+        shared: Arc<Shared>,
+        spill: Bytes,
+        webtransport: Option<Arc<dyn WebTransport>>,
+        accepted: Accepted,
+    ) -> Core {
         let limit = shared.conf.message_size;
-        let config = WebSocketConfig::default()
-            .read_buffer_size(PARSE_BUFFER)
-            .write_buffer_size(0)
-            .max_write_buffer_size(PARSE_BUFFER)
-            .max_message_size(Some(limit))
-            .max_frame_size(Some(limit));
-        let format = match accepted.kind {
-            Kind::Bidi => Format::Json,
-            Kind::Uni => Format::JsonUni,
+        let format = accepted.format;
+        let parser = match format {
+            Format::Json | Format::JsonUni | Format::Protobuf => Parser::WebSocket(Frames::new(limit)),
+            Format::JsonLines | Format::FramedLines => Parser::Lines(LineCutter::new(limit)),
+            Format::ProtobufStream | Format::FramedProtobuf => Parser::Lengths(LengthCutter::new(limit)),
         };
+        let kind = if format == Format::JsonUni { Kind::Uni } else { Kind::Bidi };
         let id: Arc<str> = new_client_id().into();
-        let client = Arc::new(Client::new(id.clone(), format, shared.conf.outbox_size));
+        let datagrams = webtransport.clone().filter(|_| accepted.datagrams);
+        let client = Client::new(id.clone(), format, shared.conf.outbox_size).with_datagrams(datagrams);
+        let client = Arc::new(client);
         let (now, chance) = (now(), rand::random());
         let settings = shared.settings.clone();
-        let mut session = Session::new(settings, accepted.kind, accepted.control_pings, id, chance, now);
+        let mut session = Session::new(settings, kind, accepted.control_pings, id, chance, now);
         if let Some(connect) = &accepted.connect {
             session.on_connect_request(now, json::connect_request(connect.as_bytes()));
         }
         Core {
-            ws: WebSocketContext::new(Role::Server, Some(config)),
+            parser,
             session,
             client,
             stats: Stats::new(accepted, now.at, shared.metrics.clone()),
@@ -92,12 +97,16 @@ impl Core {
             blocked_since: None,
             unparsed: !spill.is_empty(),
             spill,
-            assembling: 0,
-            control_frames: (0, None),
+            webtransport,
+            ended: false,
             call: None,
             lasting: false,
             phase: Phase::Open,
         }
+    }
+
+    pub(super) fn is_stream(&self) -> bool {
+        self.client.format.is_stream()
     }
 
     /// Everything that needs no waiting: mail, overflow, actions.
@@ -126,14 +135,15 @@ impl Core {
                 if let Answer::Error(error) = reply.answer {
                     self.shared.metrics.error(error.code);
                 }
-                self.client.outbox.add(frame::text(&json::reply(&reply)));
+                self.client.outbox.add(frame::reply(&reply, self.client.format));
             }
             Action::Push(push) => {
-                self.client.outbox.add(frame::text(&json::push(&push, self.client.format)));
+                self.client.outbox.add(frame::push(&push, self.client.format));
             }
             Action::Ping => {
                 let by_frame = self.session.pings_by_control_frame();
-                self.client.outbox.add(if by_frame { frame::WS_PING } else { frame::JSON_PING });
+                let ping = if by_frame { frame::WS_PING } else { frame::ping(self.client.format) };
+                self.client.outbox.add(ping);
             }
             Action::Call(call) => match calls::start(hub, &self.client, call) {
                 Started::Done(result) => self.session.on_call_done(now, result),
@@ -232,14 +242,36 @@ impl Core {
         if close == Close::SLOW {
             self.forget_output();
         }
-        self.client.outbox.shut(Some(frame::close(&close)));
+        self.client.outbox.shut(frame::last(&close, self.client.format, false));
         self.stats.end(End::Closed(close));
         self.phase = Phase::Closing { until: now().at + CLOSE_WAIT, parse, heard: false };
         self.leave_hub();
     }
 
+    /// All is said on a stream, but not its end yet.
+    pub(super) fn wants_to_end(&mut self) -> bool {
+        let closing = matches!(self.phase, Phase::Closing { heard: false, .. });
+        closing && self.is_stream() && !self.ended && !self.has_output()
+    }
+
+    /// The stream's end is said: time for the client to read what is before it, and to leave. What its session ends
+    /// with could overtake that.
+    pub(super) fn ended(&mut self) {
+        self.ended = true;
+        if let Phase::Closing { until, .. } = &mut self.phase {
+            *until = (*until).min(now().at + FAREWELL_WAIT);
+        }
+    }
+
+    /// The session ends with the stream.
+    pub(super) fn end_session(&mut self) {
+        if let (Some(webtransport), Some(close)) = (self.webtransport.take(), self.stats.last_words()) {
+            webtransport.close(u32::from(close.code), &close.reason);
+        }
+    }
+
     /// Who does not read does not get what waits, except the end of a frame that was begun: the
-    /// close frame is to be seen as one.
+    /// close is to be seen as one.
     fn forget_output(&mut self) {
         self.client.outbox.clear();
         let keep = usize::from(self.inside_frame);
@@ -252,7 +284,7 @@ impl Core {
     pub(super) fn closed_by_peer(&mut self, code: Option<u16>) {
         if matches!(self.phase, Phase::Open) {
             self.stats.end(End::ByPeer(code));
-            self.client.outbox.shut(None);
+            self.client.outbox.shut(frame::last(&Close::NORMAL, self.client.format, true));
             self.phase = Phase::Closing { until: now().at + CLOSE_WAIT, parse: false, heard: true };
             self.leave_hub();
         }

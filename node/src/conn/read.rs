@@ -1,20 +1,60 @@
-//! The reading half: bytes to frames, frames to commands, and the closes that bad ones earn.
+//! The reading half: bytes to messages, messages to commands, and the closes that bad ones earn.
 
 use super::core::{Core, Phase};
-use super::io::Feed;
 use super::now;
+use super::stream::{LengthCutter, LineCutter};
+use super::websocket::{Farewell, Frames};
+use crate::outbox::Outbox;
 use crate::protocol::Commands;
 use crate::protocol::json::{Lines, connect_request};
+use crate::protocol::protobuf::Messages;
 use crate::session::Kind;
 use bytes::Bytes;
 use std::io::ErrorKind;
-use std::time::Duration;
-use tokio_tungstenite::tungstenite::{Error, Message};
 use weir_wire::close::Close;
 
-/// Pings and pongs of one client within [`CONTROL_WINDOW`]; over it 3013.
-const CONTROL_FRAMES: u32 = 100;
-const CONTROL_WINDOW: Duration = Duration::from_secs(1);
+/// From bytes to messages.
+#[expect(clippy::large_enum_variant, reason = "nearly all are WebSockets: no second allocation for them")]
+pub(super) enum Parser {
+    WebSocket(Frames),
+    Lines(LineCutter),
+    Lengths(LengthCutter),
+}
+
+/// What a parser found next in its input.
+#[derive(Debug, PartialEq)]
+pub(super) enum Parsed {
+    /// UTF-8; counts as so many messages.
+    Text {
+        lines: Bytes,
+        messages: u64,
+    },
+    Binary {
+        bytes: Bytes,
+        messages: u64,
+    },
+    /// Something that is dealt with already.
+    Nothing,
+    Pong,
+    /// More control frames than anybody needs.
+    Flood,
+    /// The client said close, with this code if any.
+    Closed(Option<u16>),
+    /// Nothing more: the input is used up.
+    All,
+    /// The input makes no sense from here on.
+    Bad(Close),
+}
+
+impl Parser {
+    fn next(&mut self, input: &mut &[u8], outbox: &Outbox) -> Parsed {
+        match self {
+            Parser::WebSocket(frames) => frames.next(input, outbox),
+            Parser::Lines(cutter) => cutter.next(input),
+            Parser::Lengths(cutter) => cutter.next(input),
+        }
+    }
+}
 
 impl Core {
     /// Goes on with input that had to wait. False: there is none, or it has to wait still.
@@ -39,6 +79,8 @@ impl Core {
     /// What was just read; nothing is the end.
     pub(super) fn on_input(&mut self, input: &[u8]) {
         match self.phase {
+            // A stream that ends is a client that leaves; a WebSocket says so before.
+            Phase::Open if input.is_empty() && self.is_stream() => self.closed_by_peer(None),
             Phase::Open if input.is_empty() => self.lost(&ErrorKind::UnexpectedEof.into()),
             Phase::Open => {
                 self.stats.read(input.len());
@@ -51,26 +93,22 @@ impl Core {
     }
 
     /// Parses input until it is used up or the session has to be waited for.
-    fn feed(&mut self, input: &[u8]) {
-        let client = self.client.clone();
-        let mut feed = Feed { input, outbox: Some(&client.outbox) };
+    fn feed(&mut self, mut input: &[u8]) {
         loop {
-            let before = feed.input.len();
-            let read = self.ws.read(&mut feed);
-            self.assembling += before - feed.input.len();
-            match read {
-                Ok(message) => self.on_message(message, &mut feed),
-                Err(Error::Io(error)) if error.kind() == ErrorKind::WouldBlock => {
+            match self.parser.next(&mut input, &self.client.outbox) {
+                Parsed::Text { lines, messages } => self.on_text(lines, messages),
+                Parsed::Binary { bytes, messages } => self.on_binary(bytes, messages),
+                Parsed::Nothing => {}
+                Parsed::Pong => self.session.on_control_pong(),
+                Parsed::Flood => self.session.close(Close::TOO_MANY_REQUESTS),
+                Parsed::Closed(code) => self.closed_by_peer(code),
+                Parsed::All => {
                     self.unparsed = false;
-                    // Endless fragments that add up to nothing, or to hardly anything.
-                    if self.assembling > 8 * self.shared.conf.message_size + (64 << 10) {
-                        self.fail(Close::POLICY);
-                    }
                     return;
                 }
-                Err(error) => {
+                Parsed::Bad(close) => {
                     self.unparsed = false;
-                    return self.fail(close_for(&error));
+                    return self.fail(close);
                 }
             }
             self.work();
@@ -80,52 +118,30 @@ impl Core {
             }
             if self.session.is_busy() {
                 self.unparsed = true;
-                self.spill = Bytes::copy_from_slice(feed.input);
+                self.spill = Bytes::copy_from_slice(input);
                 return;
             }
         }
     }
 
-    fn on_message(&mut self, message: Message, feed: &mut Feed<'_>) {
-        match message {
-            Message::Text(text) => {
-                self.assembling = 0;
-                self.stats.message();
-                match self.session.kind() {
-                    Kind::Bidi => self.session.on_frame(Commands::Json(Lines::new(Bytes::from(text)))),
-                    Kind::Uni if self.session.is_open() => {}
-                    Kind::Uni => self.session.on_connect_request(now(), connect_request(text.as_bytes())),
-                }
-            }
-            Message::Binary(_) => self.session.close(Close::INAPPROPRIATE_PROTOCOL),
-            Message::Ping(_) => self.on_control_frame(),
-            Message::Pong(_) => {
-                self.session.on_control_pong();
-                self.on_control_frame();
-            }
-            Message::Close(frame) => {
-                // Puts the answer into the outbox; says that the connection is closed, as it is.
-                let _ = self.ws.flush(feed);
-                self.closed_by_peer(frame.map(|f| f.code.into()));
-            }
-            Message::Frame(_) => {}
+    fn on_text(&mut self, lines: Bytes, messages: u64) {
+        self.stats.messages(messages);
+        match self.session.kind() {
+            _ if self.client.format.is_protobuf() => self.session.close(Close::INAPPROPRIATE_PROTOCOL),
+            Kind::Bidi => self.session.on_frame(Commands::Json(Lines::new(lines))),
+            Kind::Uni if self.session.is_open() => {}
+            Kind::Uni => self.session.on_connect_request(now(), connect_request(&lines)),
         }
     }
 
-    fn on_control_frame(&mut self) {
-        self.assembling = 0;
-        let (count, since) = &mut self.control_frames;
-        let at = now().at;
-        if since.is_none_or(|since| at - since > CONTROL_WINDOW) {
-            (*count, *since) = (0, Some(at));
-        }
-        *count += 1;
-        if *count > CONTROL_FRAMES {
-            self.session.close(Close::TOO_MANY_REQUESTS);
+    fn on_binary(&mut self, bytes: Bytes, messages: u64) {
+        self.stats.messages(messages);
+        match self.client.format.is_protobuf() {
+            true => self.session.on_frame(Commands::Protobuf(Messages::new(bytes))),
+            false => self.session.close(Close::INAPPROPRIATE_PROTOCOL),
         }
     }
 
-    /// The input makes no sense from here on.
     fn fail(&mut self, close: Close) {
         self.session.close(close.clone());
         self.work();
@@ -138,33 +154,14 @@ impl Core {
     /// After our close only the client's is of interest.
     fn forget(&mut self, input: &[u8]) {
         let Phase::Closing { parse: true, .. } = self.phase else { return };
-        let mut feed = Feed { input, outbox: None };
-        loop {
-            match self.ws.read(&mut feed) {
-                Ok(Message::Close(_)) => {
-                    if let Phase::Closing { heard, .. } = &mut self.phase {
-                        *heard = true;
-                    }
-                    return;
-                }
-                Ok(_) => {}
-                Err(Error::Io(error)) if error.kind() == ErrorKind::WouldBlock => return,
-                Err(_) => {
-                    if let Phase::Closing { parse, .. } = &mut self.phase {
-                        *parse = false;
-                    }
-                    return;
-                }
+        // On a stream that is its end.
+        let Parser::WebSocket(frames) = &mut self.parser else { return };
+        let farewell = frames.forget(input);
+        if let (Some(farewell), Phase::Closing { heard, parse, .. }) = (farewell, &mut self.phase) {
+            match farewell {
+                Farewell::Heard => *heard = true,
+                Farewell::Nonsense => *parse = false,
             }
         }
-    }
-}
-
-/// RFC 6455, sections 7.4.1 and 8.1: what each breach of the framing is answered with.
-fn close_for(error: &Error) -> Close {
-    match error {
-        Error::Capacity(_) => Close::TOO_BIG,
-        Error::Utf8(_) => Close::INVALID_DATA,
-        _ => Close::PROTOCOL_ERROR,
     }
 }

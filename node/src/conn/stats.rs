@@ -6,7 +6,7 @@ use crate::session::Session;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Instant;
-use weir_core::accept::Permit;
+use weir_core::accept::{Permit, Transport};
 use weir_wire::close::Close;
 use weir_wire::id::ConnId;
 
@@ -22,6 +22,7 @@ pub enum End {
 
 pub struct Stats {
     conn: ConnId,
+    transport: Transport,
     address: IpAddr,
     since: Instant,
     messages_in: u64,
@@ -38,6 +39,7 @@ impl Stats {
     pub fn new(accepted: Accepted, since: Instant, metrics: Arc<Metrics>) -> Stats {
         Stats {
             conn: accepted.conn,
+            transport: accepted.transport,
             address: accepted.address,
             since,
             messages_in: 0,
@@ -55,9 +57,9 @@ impl Stats {
         self.metrics.bytes_in.inc_by(bytes as u64);
     }
 
-    pub fn message(&mut self) {
-        self.messages_in += 1;
-        self.metrics.messages_in.inc();
+    pub fn messages(&mut self, n: u64) {
+        self.messages_in += n;
+        self.metrics.messages_in.inc_by(n);
     }
 
     pub fn wrote(&mut self, frames: u64, bytes: usize) {
@@ -69,11 +71,25 @@ impl Stats {
 
     pub fn connected(&self, session: &Session) {
         let who = session.who();
-        tracing::debug!(conn = %self.conn, client = &*who.client, user = &*who.user, "connected");
+        let transport = self.transport.as_str();
+        tracing::debug!(conn = %self.conn, transport, client = &*who.client, user = &*who.user, "connected");
     }
 
     pub fn token_refused(&self, reason: &str) {
         tracing::info!(conn = %self.conn, address = %self.address, reason, "token refused");
+    }
+
+    pub fn transport(&self) -> Transport {
+        self.transport
+    }
+
+    /// What a session of WebTransport ends with. `None`: there is nobody to hear it.
+    pub fn last_words(&self) -> Option<Close> {
+        match &self.end {
+            Some(End::Closed(close)) => Some(close.clone()),
+            Some(End::ByPeer(_)) => Some(Close::NORMAL),
+            Some(End::Lost(_)) | None => None,
+        }
     }
 
     /// The first cause counts.
@@ -96,6 +112,7 @@ impl Stats {
             ($level:ident, $text:literal) => {
                 tracing::$level!(
                     conn = %self.conn,
+                    transport = self.transport.as_str(),
                     address = %self.address,
                     user,
                     code,

@@ -7,9 +7,10 @@ use super::fanout::Frames;
 use super::flow::Flow;
 use crate::client::Client;
 use crate::session::{Event, Ticket};
-use crate::sync::lock;
 use bytes::Bytes;
 use std::sync::{Arc, Mutex};
+use weir_core::accept::NoDatagram;
+use weir_core::sync::lock;
 use weir_wire::envelope::{Position, StreamOptions};
 
 /// Pushes that may be held back for a subscriber whose reply is not written yet.
@@ -40,6 +41,8 @@ pub(super) struct Inner {
     slots: Vec<Option<Subscriber>>,
     free: Vec<u32>,
     pub(super) flow: Flow,
+    /// Publications go as datagrams to clients that take them.
+    by_datagram: bool,
     /// Stands in the queue of those without subscribers.
     pub lingering: bool,
 }
@@ -60,6 +63,8 @@ struct Subscriber {
 struct Held {
     frames: Vec<(u64, Bytes)>,
     bytes: usize,
+    /// The newest publication of a channel where only that one counts.
+    newest: Option<Bytes>,
     /// Something is missing in it: the subscription begins with its end.
     lost: bool,
 }
@@ -68,12 +73,24 @@ struct Held {
 #[derive(Debug, Default, PartialEq)]
 pub(super) struct Outcome {
     pub delivered: u64,
+    pub datagrams: Datagrams,
     /// Fetch history since this mark, and bring it to [`Inner::filled`].
     pub fill: Option<Fill>,
     /// Positioned subscriptions that were ended.
     pub insufficient: u64,
     /// A hole was given up.
     pub gave_up: bool,
+}
+
+/// What became of publications for clients that take datagrams.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Datagrams {
+    pub sent: u64,
+    /// These two went by the stream.
+    pub too_large: u64,
+    pub unsupported: u64,
+    /// The session has ended.
+    pub closed: u64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -90,9 +107,10 @@ pub(super) struct NewSubscriber {
 }
 
 impl Channel {
-    pub fn new(name: Arc<str>, stream: Option<StreamOptions>) -> Channel {
+    pub fn new(name: Arc<str>, stream: Option<StreamOptions>, by_datagram: bool) -> Channel {
         let flow = Flow::Opening { waiting: Default::default() };
-        let inner = Inner { name: name.clone(), slots: Vec::new(), free: Vec::new(), flow, lingering: false };
+        let (name_of_inner, slots, free) = (name.clone(), Vec::new(), Vec::new());
+        let inner = Inner { name: name_of_inner, slots, free, flow, by_datagram, lingering: false };
         Channel { name, stream, interest: Default::default(), inner: Mutex::new(inner) }
     }
 
@@ -174,6 +192,9 @@ impl Inner {
                 subscriber.client.outbox.add(frame);
             }
         }
+        if let Some(frame) = held.newest {
+            subscriber.client.outbox.add(frame);
+        }
         true
     }
 
@@ -221,25 +242,59 @@ impl Inner {
         }
     }
 
-    /// Puts a push into the outboxes of all whom it concerns.
-    pub(super) fn push(&mut self, frames: &Frames) -> u64 {
+    /// Puts a push into the outboxes of all whom it concerns, or sends it past them.
+    pub(super) fn push(&mut self, frames: &Frames, outcome: &mut Outcome) {
         let (offset, only_join_leave) = (frames.offset(), frames.is_join_leave());
-        let mut delivered = 0;
+        let by_datagram = self.by_datagram && !only_join_leave;
         for subscriber in self.slots.iter_mut().flatten() {
             if only_join_leave && !subscriber.join_leave || offset != 0 && offset <= subscriber.from {
                 continue;
             }
-            let frame = frames.get(subscriber.client.format);
+            let client = &subscriber.client;
+            let frame = frames.get(client.format);
+            let by_datagram = by_datagram && client.takes_datagrams();
             match &mut subscriber.held {
-                None => delivered += u64::from(subscriber.client.outbox.push(frame)),
+                // Behind the reply, on the stream.
+                Some(held) if by_datagram => held.replace(frame),
                 Some(held) => held.push(offset, frame),
+                None if by_datagram && outcome.datagrams.send(client, &frame) => outcome.delivered += 1,
+                None => outcome.delivered += u64::from(client.outbox.push(frame)),
             }
         }
-        delivered
+    }
+}
+
+impl Datagrams {
+    /// False: the stream has to carry it.
+    fn send(&mut self, client: &Client, frame: &Bytes) -> bool {
+        match client.send_datagram(frame) {
+            Ok(()) => self.sent += 1,
+            Err(NoDatagram::Closed) => self.closed += 1,
+            Err(NoDatagram::TooLarge) => {
+                self.too_large += 1;
+                return false;
+            }
+            Err(NoDatagram::Unsupported) => {
+                self.unsupported += 1;
+                return false;
+            }
+        }
+        true
+    }
+
+    pub fn add(&mut self, other: Datagrams) {
+        self.sent += other.sent;
+        self.too_large += other.too_large;
+        self.unsupported += other.unsupported;
+        self.closed += other.closed;
     }
 }
 
 impl Held {
+    fn replace(&mut self, frame: Bytes) {
+        self.newest = Some(frame);
+    }
+
     pub(super) fn push(&mut self, offset: u64, frame: Bytes) {
         self.bytes += frame.len();
         if self.frames.len() == HELD || self.bytes > HELD_BYTES {

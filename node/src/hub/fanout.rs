@@ -1,7 +1,7 @@
 //! One push, encoded at most once per format, as a finished frame.
 
 use crate::frame;
-use crate::protocol::{Format, Push, json};
+use crate::protocol::{Format, Push};
 use bytes::Bytes;
 use std::cell::OnceCell;
 use std::sync::Arc;
@@ -46,6 +46,6 @@ impl Frames {
     }
 
     pub fn get(&self, format: Format) -> Bytes {
-        self.frames[format.index()].get_or_init(|| frame::text(&json::push(&self.push, format))).clone()
+        self.frames[format.index()].get_or_init(|| frame::push(&self.push, format)).clone()
     }
 }

@@ -3,12 +3,12 @@
 
 use super::Hub;
 use super::channel::{Channel, Fill};
-use crate::sync::lock;
 use rand::SeedableRng;
 use rand::rngs::SmallRng;
 use std::sync::Arc;
 use std::time::Duration;
 use weir_core::backoff::Backoff;
+use weir_core::sync::lock;
 use weir_wire::envelope::HistoryQuery;
 
 /// Publications per question.

@@ -66,7 +66,7 @@ impl Inner {
                 let at = Position { epoch, offset: publication.offset };
                 self.deliver_at(at, delivery, &mut outcome);
             }
-            _ => outcome.delivered += self.push(&Frames::new(&self.name, &delivery)),
+            _ => self.push(&Frames::new(&self.name, &delivery), &mut outcome),
         }
         outcome
     }
@@ -79,7 +79,7 @@ impl Inner {
                 }
                 waiting.push_back(delivery);
             }
-            Flow::Plain => outcome.delivered += self.push(&Frames::new(&self.name, &delivery)),
+            Flow::Plain => self.push(&Frames::new(&self.name, &delivery), outcome),
             Flow::Filling(filling) => {
                 filling.bytes += size(&delivery);
                 filling.waiting.push_back(delivery);
@@ -90,7 +90,7 @@ impl Inner {
             Flow::Flowing { mark } if mark.epoch == at.epoch && at.offset <= mark.offset => {}
             Flow::Flowing { mark } if mark.epoch == at.epoch && at.offset == mark.offset + 1 => {
                 mark.offset = at.offset;
-                outcome.delivered += self.push(&Frames::new(&self.name, &delivery));
+                self.push(&Frames::new(&self.name, &delivery), outcome);
             }
             Flow::Flowing { mark } if mark.epoch == at.epoch => {
                 let mark = *mark;
@@ -104,7 +104,7 @@ impl Inner {
             Flow::Flowing { mark } => {
                 *mark = at;
                 self.new_epoch(outcome);
-                outcome.delivered += self.push(&Frames::new(&self.name, &delivery));
+                self.push(&Frames::new(&self.name, &delivery), outcome);
             }
         }
     }
@@ -187,7 +187,7 @@ impl Inner {
                 self.insufficient(&mut outcome);
             }
             mark.offset = publication.offset;
-            outcome.delivered += self.push(&Frames::publication(&self.name, publication, Some(mark.epoch)));
+            self.push(&Frames::publication(&self.name, publication, Some(mark.epoch)), &mut outcome);
         }
         let Flow::Filling(filling) = &mut self.flow else { return outcome };
         let next = filling.waiting.front().and_then(offset).unwrap_or(u64::MAX);
@@ -229,6 +229,7 @@ impl Inner {
         for delivery in waiting {
             let one = self.deliver(delivery);
             outcome.delivered += one.delivered;
+            outcome.datagrams.add(one.datagrams);
             outcome.insufficient += one.insufficient;
             outcome.gave_up |= one.gave_up;
             outcome.fill = one.fill.or(outcome.fill.take());

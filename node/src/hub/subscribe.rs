@@ -10,9 +10,9 @@ use super::channel::{Channel, NewSubscriber};
 use super::{Hub, bus_error};
 use crate::client::{Client, SubRef};
 use crate::session::{Since, SubscribeCall, Subscribed, Ticket};
-use crate::sync::lock;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use weir_core::sync::lock;
 use weir_wire::code::ErrorCode;
 use weir_wire::envelope::{History, HistoryQuery, Member, Position, Publication, StreamOptions};
 use weir_wire::id::Epoch;
@@ -78,7 +78,7 @@ impl Hub {
 
     async fn add_pending(&self, client: &Arc<Client>, call: &SubscribeCall) -> Result<Pending, ErrorCode> {
         loop {
-            let channel = self.channel_or_new(&call.channel, call.stream);
+            let channel = self.channel_or_new(call);
             let mut interest = channel.interest.lock().await;
             if interest.removed {
                 continue;
@@ -116,12 +116,13 @@ impl Hub {
         }
     }
 
-    fn channel_or_new(&self, name: &str, stream: Option<StreamOptions>) -> Arc<Channel> {
-        if let Some(channel) = self.channel(name) {
+    fn channel_or_new(&self, call: &SubscribeCall) -> Arc<Channel> {
+        if let Some(channel) = self.channel(&call.channel) {
             return channel;
         }
-        let name: Arc<str> = name.into();
-        self.channels.entry(name.clone()).or_insert_with(|| Arc::new(Channel::new(name, stream))).clone()
+        let name: Arc<str> = call.channel.as_str().into();
+        let new = || Arc::new(Channel::new(name.clone(), call.stream, call.by_datagram));
+        self.channels.entry(name.clone()).or_insert_with(new).clone()
     }
 
     async fn recover(

@@ -1,13 +1,15 @@
 //! The hub with a twin of the bus: order, holes, resync, recovery, interest.
 
+use super::channel::{Inner, NewSubscriber};
 use super::*;
 use crate::protocol::Format;
 use crate::session::{Since, SubscribeCall, Subscribed};
+use crate::socket_tests::front::Fake;
 use crate::testing::{Faults, Twin, TwinBus};
 use bytes::Bytes;
 use std::collections::VecDeque;
 use weir_broker::{Event as BusEvent, Inbox};
-use weir_wire::envelope::{ClientInfo, Member, Publish, StreamOptions};
+use weir_wire::envelope::{Body, ClientInfo, Member, Publication, Publish, StreamOptions};
 use weir_wire::id::NodeId;
 
 const STREAM: StreamOptions = StreamOptions { size: 100, ttl_ms: 60_000, meta_ttl_ms: 60_000 };
@@ -59,12 +61,8 @@ impl Node {
         let publish = Publish {
             channel: channel.into(),
             data: Bytes::copy_from_slice(data.as_bytes()),
-            info: None,
-            tags: vec![],
             stream,
-            idempotency_key: None,
-            version: 0,
-            version_epoch: String::new(),
+            ..Default::default()
         };
         self.bus.publish(publish).await.unwrap();
     }
@@ -73,6 +71,7 @@ impl Node {
         SubscribeCall {
             channel: channel.into(),
             stream: Some(STREAM),
+            by_datagram: false,
             positioned,
             join_leave: false,
             since,
@@ -448,4 +447,30 @@ fn events_go_to_whom_they_are_for() {
         hub.disconnect(c);
     }
     assert_eq!((hub.clients(), hub.users(), hub.users.len()), (0, 0, 0));
+}
+
+/// A datagram could come before the subscribe reply: what comes meanwhile goes behind it on the stream, the newest alone.
+#[test]
+fn of_datagrams_held_back_the_newest_is_left() {
+    let session = Fake::new();
+    let client = Client::new("c".into(), Format::JsonLines, 1 << 20).with_datagrams(Some(session.clone()));
+    let client = Arc::new(client);
+    let channel = Channel::new("cursors:1".into(), None, true);
+    let mut inner = lock(&channel.inner);
+    inner.opened(None);
+    let new = NewSubscriber { client: client.clone(), ticket: 1, positioned: false, join_leave: false };
+    let (slot, _) = inner.add(new);
+    let publish = |inner: &mut Inner, data: &'static str| {
+        let publication = Publication { offset: 0, data: data.into(), info: None, tags: vec![] };
+        let body = Body::Publication(publication);
+        inner.deliver(Delivery { channel: "cursors:1".into(), epoch: None, body }).datagrams.sent
+    };
+    assert_eq!((publish(&mut inner, "1"), publish(&mut inner, "2")), (0, 0));
+    assert!(inner.go_live(slot, 1));
+    assert_eq!(publish(&mut inner, "3"), 1);
+    let mut out = VecDeque::new();
+    client.outbox.take(&mut out);
+    let of = |n| format!("{{\"push\":{{\"channel\":\"cursors:1\",\"pub\":{{\"data\":{n}}}}}}}");
+    assert_eq!(out, [of(2) + "\n"]);
+    assert_eq!(*lock(&session.datagrams), [of(3)]);
 }

@@ -1,12 +1,13 @@
 //! May this request become a WebSocket? RFC 6455, section 4.2, and RFC 8441 where the front spoke
 //! HTTP/2 or /3 with the client; then origin and limits. The same for the node's own listener and
-//! for a proxy of the same process.
+//! for a proxy of the same process. And may it become a session of WebTransport: from such a proxy the
+//! CONNECT of the client; from one in another process an upgrade to [`hop::WEBTRANSPORT`].
 #![expect(clippy::result_large_err, reason = "a refusal is the response itself, once per connection")]
 
 use super::origin;
 use crate::conn::Accepted;
 use crate::limits::Full;
-use crate::session::Kind;
+use crate::protocol::Format;
 use crate::shared::Shared;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -16,17 +17,22 @@ use http::request::Parts;
 use http::{HeaderMap, Method, Response, StatusCode, Version};
 use std::net::IpAddr;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
-use weir_core::accept::Permit;
+use weir_core::accept::{Permit, Transport};
+use weir_wire::hop;
 use weir_wire::id::ConnId;
 
 pub const WEBSOCKET: &str = "/connection/websocket";
 pub const UNI_WEBSOCKET: &str = "/connection/uni_websocket";
 
-const PROTOCOL: &str = "centrifuge-json";
+pub const WEBTRANSPORT: &str = "/connection/webtransport";
+
+const JSON: &str = "centrifuge-json";
+const PROTOBUF: &str = "centrifuge-protobuf";
 
 /// Who knocks.
 pub struct Visitor {
     pub conn: ConnId,
+    pub transport: Transport,
     pub address: IpAddr,
     /// What a front counts it by.
     pub permit: Option<Permit>,
@@ -38,13 +44,14 @@ pub fn check(
     head: &Parts,
     visitor: Visitor,
 ) -> Result<(HeaderMap, Accepted), Response<Bytes>> {
+    let transport = visitor.transport;
     match examine(shared, head, visitor) {
         Ok(good) => {
-            shared.metrics.handshake("accepted");
+            shared.metrics.handshake("accepted", transport);
             Ok(good)
         }
         Err((outcome, response)) => {
-            shared.metrics.handshake(outcome);
+            shared.metrics.handshake(outcome, transport);
             Err(response)
         }
     }
@@ -53,15 +60,30 @@ pub fn check(
 type Refused = (&'static str, Response<Bytes>);
 
 fn examine(shared: &Shared, head: &Parts, visitor: Visitor) -> Result<(HeaderMap, Accepted), Refused> {
-    let kind = match head.uri.path() {
-        WEBSOCKET => Kind::Bidi,
-        UNI_WEBSOCKET if shared.conf.uni_websocket => Kind::Uni,
+    let of_webtransport = visitor.transport == Transport::WebTransport;
+    let wishes = Wishes::of(head);
+    let format = match (head.uri.path(), wishes.protobuf) {
+        (WEBTRANSPORT, protobuf) if of_webtransport && shared.conf.webtransport => {
+            match (protobuf, head.version < Version::HTTP_2) {
+                (false, false) => Format::JsonLines,
+                (true, false) => Format::ProtobufStream,
+                (false, true) => Format::FramedLines,
+                (true, true) => Format::FramedProtobuf,
+            }
+        }
+        (WEBSOCKET, false) if !of_webtransport => Format::Json,
+        (WEBSOCKET, true) if !of_webtransport => Format::Protobuf,
+        (UNI_WEBSOCKET, _) if !of_webtransport && shared.conf.uni_websocket => Format::JsonUni,
         _ => return Err(("not_found", text(StatusCode::NOT_FOUND, "not found"))),
     };
-    let mut headers = upgrade(head)?;
-    if let Some(protocol) = subprotocol(&head.headers)? {
-        headers.insert(header::SEC_WEBSOCKET_PROTOCOL, protocol);
+    let mut headers = if of_webtransport { session(head)? } else { upgrade(head)? };
+    if wishes.protobuf && format == Format::JsonUni {
+        return Err(("subprotocol", text(StatusCode::BAD_REQUEST, "only JSON is spoken here")));
     }
+    if let Some(protocol) = wishes.subprotocol.filter(|_| !of_webtransport) {
+        headers.insert(header::SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(protocol));
+    }
+    let query = head.uri.query().unwrap_or_default();
     if !origin::allowed(head, &shared.conf.allowed_origins) {
         return Err(("origin", text(StatusCode::FORBIDDEN, "origin not allowed")));
     }
@@ -74,13 +96,15 @@ fn examine(shared: &Shared, head: &Parts, visitor: Visitor) -> Result<(HeaderMap
             ("address_full", busy(StatusCode::TOO_MANY_REQUESTS, "too many connections of yours"))
         }
     })?;
-    let query = head.uri.query().unwrap_or_default();
+    let on = |name| parameter(query, name).as_deref() == Some("true");
     let accepted = Accepted {
         conn: visitor.conn,
         address: visitor.address,
-        kind,
-        control_pings: parameter(query, "cf_ws_frame_ping_pong").as_deref() == Some("true"),
-        connect: parameter(query, "cf_connect").filter(|_| kind == Kind::Uni),
+        transport: visitor.transport,
+        format,
+        control_pings: !of_webtransport && on("cf_ws_frame_ping_pong"),
+        datagrams: of_webtransport && on("cf_datagrams"),
+        connect: parameter(query, "cf_connect").filter(|_| format == Format::JsonUni),
         permits: visitor.permit.into_iter().chain([place]).collect(),
     };
     Ok((headers, accepted))
@@ -100,16 +124,8 @@ fn upgrade(head: &Parts) -> Result<HeaderMap, Refused> {
         if head.version != Version::HTTP_11 {
             return bad("a WebSocket needs HTTP/1.1");
         }
-        let one = |name: HeaderName, what: &str| {
-            let mut values = head.headers.get_all(name).iter();
-            let value = values.next().and_then(|v| v.to_str().ok());
-            value.is_some_and(|v| v.eq_ignore_ascii_case(what)) && values.next().is_none()
-        };
-        if !one(header::UPGRADE, "websocket") {
-            return bad("no `Upgrade: websocket`");
-        }
-        if !has_token(&head.headers, &header::CONNECTION, "upgrade") {
-            return bad("no `Connection: Upgrade`");
+        if !upgrades_to(head, "websocket") {
+            return bad("no `Upgrade: websocket` with `Connection: Upgrade`");
         }
     }
     let version = head.headers.get(header::SEC_WEBSOCKET_VERSION);
@@ -131,17 +147,45 @@ fn upgrade(head: &Parts) -> Result<HeaderMap, Refused> {
     Ok(answer)
 }
 
-/// JSON is spoken with whoever names it or names nothing; who offers only the binary form would
-/// not understand us.
-fn subprotocol(headers: &HeaderMap) -> Result<Option<HeaderValue>, Refused> {
-    if has_token(headers, &header::SEC_WEBSOCKET_PROTOCOL, PROTOCOL) {
-        return Ok(Some(HeaderValue::from_static(PROTOCOL)));
+/// Whatever else WebTransport asks for is between the client and the front.
+fn session(head: &Parts) -> Result<HeaderMap, Refused> {
+    let fits = match head.version >= Version::HTTP_2 {
+        true => head.method == Method::CONNECT,
+        false => head.method == Method::GET && upgrades_to(head, hop::WEBTRANSPORT),
+    };
+    let why = "a session of WebTransport begins with an extended CONNECT of HTTP/3";
+    fits.then(HeaderMap::new).ok_or_else(|| ("bad_request", text(StatusCode::BAD_REQUEST, why)))
+}
+
+fn upgrades_to(head: &Parts, protocol: &str) -> bool {
+    let mut values = head.headers.get_all(header::UPGRADE).iter();
+    let value = values.next().and_then(|v| v.to_str().ok());
+    value.is_some_and(|v| v.eq_ignore_ascii_case(protocol))
+        && values.next().is_none()
+        && has_token(&head.headers, &header::CONNECTION, "upgrade")
+}
+
+/// The form that a client wants its messages in.
+struct Wishes {
+    protobuf: bool,
+    /// To be echoed.
+    subprotocol: Option<&'static str>,
+}
+
+impl Wishes {
+    /// JSON with whoever offers it or says nothing.
+    fn of(head: &Parts) -> Wishes {
+        let offered = |name| has_token(&head.headers, &header::SEC_WEBSOCKET_PROTOCOL, name);
+        if offered(JSON) {
+            return Wishes { protobuf: false, subprotocol: Some(JSON) };
+        }
+        if offered(PROTOBUF) {
+            return Wishes { protobuf: true, subprotocol: Some(PROTOBUF) };
+        }
+        let query = head.uri.query().unwrap_or_default();
+        let by_url = |name| parameter(query, name).as_deref() == Some("protobuf");
+        Wishes { protobuf: by_url("cf_protocol") || by_url("format"), subprotocol: None }
     }
-    if has_token(headers, &header::SEC_WEBSOCKET_PROTOCOL, "centrifuge-protobuf") {
-        let why = "only JSON is spoken here: offer the subprotocol centrifuge-json, or none";
-        return Err(("subprotocol", text(StatusCode::BAD_REQUEST, why)));
-    }
-    Ok(None)
 }
 
 fn has_token(headers: &HeaderMap, name: &HeaderName, token: &str) -> bool {

@@ -3,5 +3,5 @@
 mod decode;
 mod encode;
 
-pub use decode::{Lines, compact, connect_request};
-pub use encode::{member_map, push, reply, write_publication, write_str};
+pub use decode::{Lines, compact, connect_request, one_line};
+pub use encode::{VERSION, member_map, push, reply, write_publication, write_str};

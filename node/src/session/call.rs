@@ -69,6 +69,8 @@ pub enum Call {
 pub struct SubscribeCall {
     pub channel: String,
     pub stream: Option<StreamOptions>,
+    /// Publications may go as datagrams.
+    pub by_datagram: bool,
     /// Told when its place in the stream is lost.
     pub positioned: bool,
     /// Gets join and leave pushes.

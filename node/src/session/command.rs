@@ -67,6 +67,8 @@ impl Session {
             idempotency_key: None,
             version: 0,
             version_epoch: String::new(),
+            ack: namespaces::ack(&options),
+            live_without_owner: namespaces::live_without_owner(&options),
         };
         self.call(Call::Publish(Box::new(publish)), Waiting::Publish { id });
     }

@@ -131,6 +131,7 @@ impl Session {
         let call = SubscribeCall {
             channel: wish.channel.clone(),
             stream,
+            by_datagram: namespaces::by_datagram(options),
             positioned: positioned || recoverable,
             join_leave: announced && (pushed || wish.join_leave),
             since: since(wish).filter(|_| recoverable),

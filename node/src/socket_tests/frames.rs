@@ -142,12 +142,7 @@ async fn a_slow_reader_is_cut_and_nobody_else_notices() {
         let publish = weir_wire::envelope::Publish {
             channel: "plain:c".into(),
             data: params["data"].to_string().into(),
-            info: None,
-            tags: vec![],
-            stream: None,
-            idempotency_key: None,
-            version: 0,
-            version_epoch: String::new(),
+            ..Default::default()
         };
         weir_broker::Bus::publish(&*server.bus, publish).await.unwrap();
         assert_eq!(fast.publication().await[0], n);
@@ -171,12 +166,7 @@ async fn a_write_that_makes_no_progress_is_cut_too() {
         let publish = weir_wire::envelope::Publish {
             channel: "plain:c".into(),
             data: data.clone().into(),
-            info: None,
-            tags: vec![],
-            stream: None,
-            idempotency_key: None,
-            version: 0,
-            version_epoch: String::new(),
+            ..Default::default()
         };
         weir_broker::Bus::publish(&*server.bus, publish).await.unwrap();
     }

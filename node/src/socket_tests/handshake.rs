@@ -41,7 +41,11 @@ async fn handshakes_that_are_none() {
         (get, &[("Sec-WebSocket-Key", Some("short"))], 400),
         (get, &[("Sec-WebSocket-Version", None)], 426),
         (get, &[("Sec-WebSocket-Version", Some("8"))], 426),
-        (get, &[("Sec-WebSocket-Protocol", Some("centrifuge-protobuf"))], 400),
+        (
+            "GET /connection/uni_websocket HTTP/1.1",
+            &[("Sec-WebSocket-Protocol", Some("centrifuge-protobuf"))],
+            400,
+        ),
         (get, &[("Origin", Some("https://evil.test"))], 403),
         ("GET /connection/other HTTP/1.1", &[], 404),
         ("GET /metrics HTTP/1.1", &[("Connection", Some("close"))], 404),

@@ -1,12 +1,10 @@
 //! A connection's life and end: closes, panics, the drain, and clients that a front brings.
 
+use super::front::{Pipe, Tcp, bring, head};
 use super::*;
 use crate::testing::Faults;
-use bytes::Bytes;
-use http::HeaderMap;
-use std::sync::Mutex;
 use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role};
-use weir_core::accept::{Exchange, ExchangeFuture, Request, Stream};
+use weir_core::accept::Transport;
 use weir_wire::id::ConnId;
 
 #[tokio::test]
@@ -96,99 +94,6 @@ async fn a_drain_does_not_take_longer_than_its_timeout() {
     tokio::time::timeout(PATIENCE, server.running).await.expect("run returns").unwrap();
 }
 
-/// A front of this process, in short: hands over one end of what it holds.
-struct Front {
-    stream: Mutex<Option<Box<dyn Stream>>>,
-    answer: tokio::sync::oneshot::Sender<Result<HeaderMap, http::Response<Bytes>>>,
-}
-
-impl Exchange for Front {
-    fn accept(self: Box<Self>, headers: HeaderMap) -> ExchangeFuture<Box<dyn Stream>> {
-        let _ = self.answer.send(Ok(headers));
-        let stream = crate::sync::lock(&self.stream).take().unwrap();
-        Box::pin(async { Ok(stream) })
-    }
-
-    fn refuse(self: Box<Self>, response: http::Response<Bytes>) -> ExchangeFuture<()> {
-        let _ = self.answer.send(Err(response));
-        Box::pin(async { Ok(()) })
-    }
-}
-
-struct Tcp(TcpStream);
-
-/// With nothing of a socket about it.
-struct Pipe(tokio::io::DuplexStream);
-
-macro_rules! bytes_of {
-    ($name:ident, $self:ident => $into:expr) => {
-        impl tokio::io::AsyncRead for $name {
-            fn poll_read(
-                mut self: std::pin::Pin<&mut Self>,
-                cx: &mut std::task::Context<'_>,
-                buf: &mut tokio::io::ReadBuf<'_>,
-            ) -> std::task::Poll<std::io::Result<()>> {
-                std::pin::Pin::new(&mut self.0).poll_read(cx, buf)
-            }
-        }
-        impl tokio::io::AsyncWrite for $name {
-            fn poll_write(
-                mut self: std::pin::Pin<&mut Self>,
-                cx: &mut std::task::Context<'_>,
-                buf: &[u8],
-            ) -> std::task::Poll<std::io::Result<usize>> {
-                std::pin::Pin::new(&mut self.0).poll_write(cx, buf)
-            }
-            fn poll_flush(
-                mut self: std::pin::Pin<&mut Self>,
-                cx: &mut std::task::Context<'_>,
-            ) -> std::task::Poll<std::io::Result<()>> {
-                std::pin::Pin::new(&mut self.0).poll_flush(cx)
-            }
-            fn poll_shutdown(
-                mut self: std::pin::Pin<&mut Self>,
-                cx: &mut std::task::Context<'_>,
-            ) -> std::task::Poll<std::io::Result<()>> {
-                std::pin::Pin::new(&mut self.0).poll_shutdown(cx)
-            }
-        }
-        impl Stream for $name {
-            fn into_tcp($self: Box<Self>) -> Result<(TcpStream, Bytes), Box<dyn Stream>> {
-                $into
-            }
-        }
-    };
-}
-bytes_of!(Tcp, self => Ok((self.0, Bytes::new())));
-bytes_of!(Pipe, self => Err(self));
-
-fn head(path: &str) -> http::request::Parts {
-    let request = http::Request::get(path)
-        .header("host", "x")
-        .header("upgrade", "websocket")
-        .header("connection", "upgrade")
-        .header("sec-websocket-version", "13")
-        .header("sec-websocket-key", "dGhlIHNhbXBsZSBub25jZQ==");
-    request.body(()).unwrap().into_parts().0
-}
-
-async fn bring(
-    server: &Server,
-    head: http::request::Parts,
-    stream: Box<dyn Stream>,
-) -> (Result<HeaderMap, http::Response<Bytes>>, Arc<()>) {
-    let (answer, answered) = tokio::sync::oneshot::channel();
-    let permit = Arc::new(());
-    server.acceptor.accept(Request {
-        head,
-        client: "9.9.9.9".parse().unwrap(),
-        conn: ConnId::from_random(1),
-        exchange: Box::new(Front { stream: Mutex::new(Some(stream)), answer }),
-        permit: Box::new(permit.clone()),
-    });
-    (tokio::time::timeout(PATIENCE, answered).await.expect("an answer").unwrap(), permit)
-}
-
 #[tokio::test]
 async fn clients_from_a_front_in_this_process() {
     let server = Server::start(|_| {});
@@ -197,7 +102,8 @@ async fn clients_from_a_front_in_this_process() {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let tcp = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
     let (fronts, _) = listener.accept().await.unwrap();
-    let (answer, permit) = bring(&server, head("/connection/websocket"), Box::new(Tcp(fronts))).await;
+    let (answer, permit) =
+        bring(&server, Transport::H1, head("/connection/websocket"), Box::new(Tcp(fronts))).await;
     assert_eq!(answer.unwrap()["sec-websocket-accept"], "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=");
     let ws = WebSocketStream::from_raw_socket(tcp, Role::Client, None).await;
     let mut client = Client { ws, unread: vec![] };
@@ -216,14 +122,15 @@ async fn clients_from_a_front_in_this_process() {
         .version(http::Version::HTTP_2)
         .header("sec-websocket-version", "13");
     h2 = h2.header("origin", "https://x");
-    let (answer, _) = bring(&server, h2.body(()).unwrap().into_parts().0, Box::new(Pipe(fronts))).await;
+    let (answer, _) =
+        bring(&server, Transport::H2, h2.body(()).unwrap().into_parts().0, Box::new(Pipe(fronts))).await;
     assert!(answer.unwrap().get("sec-websocket-accept").is_none());
     let mut ws = WebSocketStream::from_raw_socket(pipe, Role::Client, None).await;
     ws.send(Message::text(r#"{"id":1,"connect":{}}"#)).await.unwrap();
     assert!(ws.next().await.unwrap().unwrap().to_text().unwrap().contains("\"connect\""));
 
     let (_, fronts) = tokio::io::duplex(64);
-    let (refused, _) = bring(&server, head("/nowhere"), Box::new(Pipe(fronts))).await;
+    let (refused, _) = bring(&server, Transport::H1, head("/nowhere"), Box::new(Pipe(fronts))).await;
     assert_eq!(refused.unwrap_err().status(), 404);
 }
 
@@ -241,7 +148,7 @@ fn a_front_on_a_runtime_of_its_own() {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let tcp = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
         let (front, _) = listener.accept().await.unwrap();
-        bring(&server, head("/connection/websocket"), Box::new(Tcp(front))).await.0.unwrap();
+        bring(&server, Transport::H1, head("/connection/websocket"), Box::new(Tcp(front))).await.0.unwrap();
         let ws = WebSocketStream::from_raw_socket(tcp, Role::Client, None).await;
         let mut client = Client { ws, unread: vec![] };
         client.ask(json!({"id": 1, "connect": {}})).await;
@@ -277,13 +184,15 @@ async fn an_idle_connection_is_small() {
     let accepted = crate::conn::Accepted {
         conn: ConnId::from_random(1),
         address: IpAddr::V4(Ipv4Addr::LOCALHOST),
-        kind: crate::session::Kind::Bidi,
+        transport: weir_core::accept::Transport::H1,
+        format: crate::protocol::Format::Json,
         control_pings: false,
+        datagrams: false,
         connect: None,
         permits: vec![],
     };
     let (_, pipe) = tokio::io::duplex(1);
-    let socket = crate::conn::Socket::Other(Box::new(Pipe(pipe)));
+    let socket = crate::conn::Socket::Other(Box::new(Pipe(pipe)), None);
     let conn = crate::conn::Conn::new(Arc::new(shared), socket, accepted);
     let size = size_of_val(&*conn) + size_of_val(&conn.run());
     assert!(size <= 1400, "the task of a connection takes {size} bytes");

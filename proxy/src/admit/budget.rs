@@ -7,11 +7,12 @@
 //! number needs at this rate, later the more of them there are, and those that obey find a place.
 //! Places of clients that never come back lapse with their second.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use weir_conf::proxy::Admission;
 use weir_conf::units::Rate;
+use weir_core::sync::lock;
 
 /// The ledger's seconds: with more ahead than these hold, a client is told one of the later half.
 const HORIZON: usize = 600;
@@ -126,7 +127,7 @@ impl Budget {
 
     fn state(&self) -> MutexGuard<'_, State> {
         // Nothing in here panics between two of its changes.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 }
 

@@ -5,8 +5,9 @@ use super::key::Key;
 use dashmap::DashMap;
 use dashmap::mapref::entry::Entry;
 use prometheus_client::metrics::gauge::Gauge;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, Weak};
+use weir_core::sync::lock;
 
 /// One of the process's open connections. The figure that is shown is the one that limits.
 pub struct Place(Gauge);
@@ -32,7 +33,13 @@ impl Drop for Place {
 pub struct Counts(DashMap<Key, usize>);
 
 /// One of a client's. Boxed: most kinds are off, and every tunnel has room for all of them.
-pub struct KeyPlace(Box<(Arc<Counts>, Key)>);
+pub struct KeyPlace(Arc<Held>);
+
+/// What a place holds, for whoever moves it when its client goes elsewhere.
+pub struct Held {
+    counts: Arc<Counts>,
+    key: Mutex<Key>,
+}
 
 impl Counts {
     /// `Ok(None)`: not limited (`max` 0), and so not counted.
@@ -45,7 +52,7 @@ impl Counts {
             return Err(());
         }
         *open += 1;
-        Ok(Some(KeyPlace(Box::new((self.clone(), key)))))
+        Ok(Some(KeyPlace(Arc::new(Held { counts: self.clone(), key: Mutex::new(key) }))))
     }
 
     #[cfg(test)]
@@ -54,10 +61,29 @@ impl Counts {
     }
 }
 
-impl Drop for KeyPlace {
+impl KeyPlace {
+    /// It does not hold the place.
+    pub fn held(&self) -> Weak<Held> {
+        Arc::downgrade(&self.0)
+    }
+}
+
+impl Held {
+    /// Each gets the other's place. Of other counts: nothing happens.
+    pub fn swap(&self, other: &KeyPlace) {
+        if Arc::ptr_eq(&self.counts, &other.0.counts) {
+            // Not both at once: two that swap with each other would wait for ever.
+            let theirs = *lock(&other.0.key);
+            let ours = std::mem::replace(&mut *lock(&self.key), theirs);
+            *lock(&other.0.key) = ours;
+        }
+    }
+}
+
+/// With the last handle, since one may be about to move it.
+impl Drop for Held {
     fn drop(&mut self) {
-        let (counts, key) = &*self.0;
-        if let Entry::Occupied(mut open) = counts.0.entry(*key) {
+        if let Entry::Occupied(mut open) = self.counts.0.entry(*lock(&self.key)) {
             match open.get().saturating_sub(1) {
                 0 => drop(open.remove()),
                 left => *open.get_mut() = left,

@@ -5,14 +5,18 @@ use super::proxy_protocol::{self, Parsed};
 use crate::admit::counts::{KeyPlace, Place};
 use crate::admit::gate;
 use crate::client::Client;
+use crate::quic::Follower;
 use crate::snapshot::Snapshot;
+use crate::tls::subject::ClientCert;
 use crate::upstream::proxy_protocol::Ends;
 use http::HeaderMap;
 use http::header::{FORWARDED, HeaderValue};
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::timeout;
 use weir_conf::proxy::{ForwardedHeader, ProxyProtocol};
+use weir_core::accept::Transport;
 use weir_core::client_addr::Told;
 use weir_core::drain::Busy;
 use weir_wire::hop::{FORWARDED_PROTO, REQUEST_ID};
@@ -21,19 +25,50 @@ use weir_wire::id::ConnId;
 /// For a header of the PROXY protocol that has begun, or has to come.
 const PROXY_TIMEOUT: Duration = Duration::from_secs(3);
 
+/// A client's connection, whatever is asked on it.
+#[derive(Clone)]
+pub struct Link {
+    /// The client, or the trusted peer that a header of the PROXY protocol named; and our own address.
+    pub ends: Ends,
+    pub transport: Transport,
+    /// There with TLS.
+    pub tls: Option<Arc<Secured>>,
+    /// Of a QUIC connection, whose client may go on from another address.
+    pub follower: Option<Follower>,
+}
+
+/// What TLS has shown of a client.
+pub struct Secured {
+    /// Its certificate, if it has shown one that is good.
+    pub shown: Option<ClientCert>,
+    /// What each answer over it tells besides, if the server has not: to come with TLS always
+    /// (Strict-Transport-Security), and that there is HTTP/3 (Alt-Svc).
+    pub told: HeaderMap,
+}
+
+impl Secured {
+    pub fn tell(&self, headers: &mut HeaderMap) {
+        for (name, value) in &self.told {
+            headers.entry(name).or_insert_with(|| value.clone());
+        }
+    }
+}
+
 /// One request's origin.
 pub struct From {
     pub client: IpAddr,
     /// For servers that ask for the PROXY protocol.
     pub ends: Ends,
     pub conn: ConnId,
+    pub transport: Transport,
+    pub tls: Option<Arc<Secured>>,
     /// The peer is trusted: it spoke for the client.
     pub trusted: bool,
 }
 
-/// What a connection holds as long as it lives: its place, and that of its address. Where the peer is
-/// trusted, the address is that of a request.
-pub type Places = (Place, Option<KeyPlace>);
+/// What a connection, or a WebSocket on a stream, holds as long as it lives: its place, and that of its
+/// address. Where the peer is trusted, the address is that of a request.
+pub type Places = (Option<Place>, Option<KeyPlace>);
 
 /// What one request holds besides: the place of the client for whom a trusted peer speaks, and those
 /// in its route.
@@ -114,7 +149,8 @@ pub async fn read_head(snapshot: &Snapshot, client: &mut Client) -> Result<Optio
 }
 
 /// Whose request it is. Of a trusted peer's `Forwarded` only what was believed stays.
-pub fn origin(snapshot: &Snapshot, ends: Ends, headers: &mut HeaderMap) -> From {
+pub fn origin(snapshot: &Snapshot, link: &Link, headers: &mut HeaderMap) -> From {
+    let ends = link.ends;
     let peer = ends.client.ip().to_canonical();
     let trusted = snapshot.trusted.contains(peer);
     let named = headers.get(REQUEST_ID).filter(|_| trusted);
@@ -128,6 +164,8 @@ pub fn origin(snapshot: &Snapshot, ends: Ends, headers: &mut HeaderMap) -> From 
         client: told.client,
         ends: Ends { client: SocketAddr::new(told.client, port), ..ends },
         conn: conn.unwrap_or_else(|| ConnId::from_random(rand::random())),
+        transport: link.transport,
+        tls: link.tls.clone(),
         trusted,
     }
 }

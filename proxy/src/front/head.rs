@@ -106,8 +106,9 @@ fn names_http(head: &[u8]) -> bool {
 
 /// CGI, WSGI and their like turn `-` and `_` into the same variable: `X_Forwarded_For` would
 /// pass for the header that the proxy overwrites. Dropped, as nginx does by default.
-fn is_disguised(name: &str) -> bool {
-    const PROTECTED: [&str; 9] = [
+pub(super) fn is_disguised(name: &str) -> bool {
+    const PROTECTED: [&str; 10] = [
+        "x-client-cert-subject",
         "content-length",
         "transfer-encoding",
         "forwarded",
@@ -137,21 +138,22 @@ fn framing(headers: &HeaderMap, version: Version) -> Result<Body, Bad> {
             }
             Ok(Body::Chunked)
         }
-        (Some(length), None) => {
-            let digits = length.as_bytes();
-            let plain = !digits.is_empty() && digits.iter().all(u8::is_ascii_digit);
-            let parsed = length.to_str().ok().and_then(|text| text.parse().ok());
-            match parsed {
-                Some(0) if plain && lengths.next().is_none() => Ok(Body::None),
-                Some(n) if plain && lengths.next().is_none() => Ok(Body::Length(n)),
-                _ => Err(bad("Content-Length")),
-            }
-        }
+        (Some(length), None) => match decimal(length) {
+            Some(0) if lengths.next().is_none() => Ok(Body::None),
+            Some(n) if lengths.next().is_none() => Ok(Body::Length(n)),
+            _ => Err(bad("Content-Length")),
+        },
     }
 }
 
+/// Digits and nothing else.
+pub(super) fn decimal(value: &HeaderValue) -> Option<u64> {
+    let plain = !value.is_empty() && value.as_bytes().iter().all(u8::is_ascii_digit);
+    value.to_str().ok().filter(|_| plain)?.parse().ok()
+}
+
 /// The request target in origin form; an absolute one must agree with `Host`.
-fn target(text: &str, method: &Method, headers: &mut HeaderMap) -> Result<Uri, Bad> {
+pub(super) fn target(text: &str, method: &Method, headers: &mut HeaderMap) -> Result<Uri, Bad> {
     if *method == Method::CONNECT {
         return Err(Bad { status: 405, why: "CONNECT" });
     }
@@ -205,7 +207,7 @@ fn has_dot_segment(path: &str) -> bool {
     (path.contains('.') || path.contains('%')) && path.split('/').any(dots)
 }
 
-fn host(headers: &HeaderMap, version: Version) -> Result<(), Bad> {
+pub(super) fn host(headers: &HeaderMap, version: Version) -> Result<(), Bad> {
     let mut hosts = headers.get_all(HOST).iter();
     match (hosts.next(), hosts.next()) {
         (None, _) if version == Version::HTTP_10 => Ok(()),

@@ -5,19 +5,22 @@ use super::{Next, Service};
 use crate::access::{Access, End};
 use crate::admit::counts::KeyPlace;
 use crate::admit::gate::{Admitted, AtGate};
-use crate::answer;
+use crate::answer::ToHead;
 use crate::client::Client;
 use crate::forward;
 use crate::front::arrive::{From, OfRequest, Permit, Places};
+use crate::front::asker::{Asker, By};
 use crate::front::head::{Body, Head};
-use crate::local::{H1Exchange, LogAtEnd, Status};
+use crate::front::streamed::Asks;
+use crate::local::{Handshake, LogAtEnd, Status};
+use crate::plain::session::Streamed;
 use crate::plain::{self, Passage};
 use crate::route::affinity::Issue;
 use crate::route::sticky::{Known, Pick};
 use crate::route::{Action, Asked, Route, Target, path};
 use crate::snapshot::Snapshot;
 use crate::tunnel::greet::{self, Greeted};
-use crate::tunnel::{Held, Tunnel};
+use crate::tunnel::{Held, Tunnel, limits};
 use http::request::Parts;
 use pingora_core::apps::HttpServerApp;
 use pingora_core::protocols::http::ServerSession;
@@ -31,15 +34,22 @@ use weir_core::drain::Busy;
 
 /// An admitted request that looks for its route, and all that it holds.
 pub(super) struct Asking {
-    pub(super) client: Client,
+    pub(super) asker: Asker,
     pub(super) places: Places,
     pub(super) own_address: Option<KeyPlace>,
     pub(super) busy: Busy,
     pub(super) head: Head,
     pub(super) from: From,
     pub(super) access: Access,
-    pub(super) websocket: bool,
+    pub(super) asks: Asks,
     pub(super) wants_close: bool,
+}
+
+impl Asking {
+    /// It asks for a tunnel of some kind.
+    fn is_handshake(&self) -> bool {
+        self.asks != Asks::Http
+    }
 }
 
 impl Service {
@@ -54,7 +64,7 @@ impl Service {
             Ok(tidy) => tidy.into_owned(),
             Err(bad) => return self.fail(asking, bad.status, "ambiguous_path").await,
         };
-        let asked = Asked { head: &asking.head.parts, path: &tidy, websocket: asking.websocket };
+        let asked = Asked { head: &asking.head.parts, path: &tidy, websocket: asking.is_handshake() };
         let Some(route) = snapshot.routes.find(&asked) else {
             return self.fail(asking, 404, "no_route").await;
         };
@@ -63,15 +73,15 @@ impl Service {
         let key = |head: &Parts, claims: Option<&Map<String, Value>>| {
             route.key_of(&Known { head, path: &tidy, client, claims })
         };
-        let websocket = asking.websocket;
+        let websocket = asking.is_handshake();
         let at = AtGate { head: &mut asking.head.parts, client, websocket, sticky: &key };
         let admitted = match route.gate.admit(&snapshot.admit, at).await {
             Ok(admitted) => admitted,
             Err(refused) => {
-                let Asking { client, access, places, own_address, .. } = asking;
+                let Asking { asker, access, places, own_address, .. } = asking;
                 // While it is answered, its places are others'.
                 drop((places, own_address));
-                return self.refuse(snapshot, client, refused, &access, websocket).await;
+                return self.refuse(snapshot, asker, refused, &access, websocket).await;
             }
         };
         let target = match &route.action {
@@ -97,11 +107,21 @@ impl Service {
             return self.handshake(snapshot, (route, target), pick, asking, admitted).await;
         }
         let plan = upstream.plan(&pick.key, pick.prefer.as_deref()).on_behalf_of(asking.from.ends);
-        let Asking { client, places, own_address, busy: _until_answered, head, access, wants_close, .. } =
+        let Asking { asker, places, own_address, busy: _until_answered, head, access, wants_close, .. } =
             asking;
         let held = (own_address, admitted.held);
-        let passage = Passage { plan, access, route: route.clone(), issue: pick.issue };
-        self.plain(client, (places, held), head, passage, wants_close, shutdown).await
+        let passage = Passage { plan, access, route: route.clone(), issue: pick.issue, tls: asker.tls };
+        match asker.by {
+            By::Connection(client) => {
+                self.plain(client, (places, held), head, passage, wants_close, shutdown).await
+            }
+            By::Stream(stream) => {
+                let session = ServerSession::new_custom(Box::new(Streamed::new(head, stream)));
+                let _nothing_to_keep =
+                    plain::with(passage, self.plain.process_new_http(session, shutdown)).await;
+                Next::Done
+            }
+        }
     }
 
     async fn handshake(
@@ -112,7 +132,6 @@ impl Service {
         mut asking: Asking,
         admitted: Admitted,
     ) -> Next {
-        forward::mark_upgrade(&mut asking.head.parts.headers);
         let upstream = match target {
             Target::Node { acceptor, .. } => {
                 self.hand_over(acceptor, route, asking, admitted);
@@ -120,10 +139,20 @@ impl Service {
             }
             Target::Upstream(upstream) => upstream,
         };
+        let conf = match asking.asks {
+            Asks::WebTransport => {
+                forward::mark_session(&mut asking.head.parts.headers);
+                limits::for_session(&route.tunnel)
+            }
+            _ => {
+                forward::mark_upgrade(&mut asking.head.parts.headers);
+                route.tunnel.clone()
+            }
+        };
         let mut plan = upstream.plan(&pick.key, pick.prefer.as_deref()).on_behalf_of(asking.from.ends);
-        let Asking { mut client, places, own_address, busy, head, mut access, .. } = asking;
+        let Asking { mut asker, places, own_address, busy, head, mut access, .. } = asking;
         let deadlines = route.deadlines;
-        let mut greeted = greet::greet(&mut plan, &head.parts, deadlines, &mut access, client.gone()).await;
+        let mut greeted = greet::greet(&mut plan, &head.parts, deadlines, &mut access, asker.gone()).await;
         drop(admitted.handshake);
         let mut at_server = None;
         if let Greeted::Accepted(_, server, _, permit) = &mut greeted {
@@ -132,32 +161,38 @@ impl Service {
         }
         let permit: Permit = (places, (own_address, admitted.held), busy);
         let until = admitted.proof.and_then(|proof| proof.close_at).map(Into::into);
-        let held = Held { access, conf: route.tunnel.clone(), until, _permit: (permit, at_server) };
-        self.tunnel(client, greeted, route, pick.issue, held).await
+        let held = Held { access, conf, until, _permit: (permit, at_server) };
+        self.tunnel(asker, greeted, route, pick.issue, held).await
     }
 
     /// To the node of this process, which has the connection from here on.
     fn hand_over(&self, node: &Arc<dyn Acceptor>, route: &Arc<Route>, asking: Asking, admitted: Admitted) {
-        let Asking { client, places, own_address, busy, head, from, access, .. } = asking;
+        let Asking { asker, places, own_address, busy, mut head, from, access, .. } = asking;
+        match &asker.by {
+            By::Connection(_) => forward::mark_upgrade(&mut head.parts.headers),
+            By::Stream(_) => head.parts.method = http::Method::CONNECT,
+        }
         self.outcome(&access, "handed_to_node");
         let status = Status::default();
-        let exchange = Box::new(H1Exchange {
-            client,
+        let exchange = Box::new(Handshake {
+            asker,
             status: status.clone(),
+            switched: access.switched(),
             route: route.clone(),
             vars: access.vars(),
             latency: self.latency(&access),
             began: access.started,
-            handshake: admitted.handshake,
+            slot: admitted.handshake,
         });
         let held: Permit = (places, (own_address, admitted.held), busy);
         let permit = Box::new((held, LogAtEnd { access, status }));
-        node.accept(Request { head: head.parts, client: from.client, conn: from.conn, exchange, permit });
+        let (client, conn, transport) = (from.client, from.conn, from.transport);
+        node.accept(Request { head: head.parts, transport, client, conn, exchange, permit });
     }
 
     async fn tunnel(
         self: &Arc<Self>,
-        client: Client,
+        asker: Asker,
         greeted: Greeted,
         route: &Route,
         issue: Option<Issue>,
@@ -166,7 +201,7 @@ impl Service {
         match greeted {
             Greeted::Failed { status, retry_after, cause } => {
                 self.outcome(&held.access, cause);
-                self.answer(client, &held.access, status, retry_after, cause).await
+                self.answer(asker, &held.access, status, retry_after, cause).await
             }
             Greeted::ClientGone => {
                 self.outcome(&held.access, "client_gone");
@@ -177,31 +212,29 @@ impl Service {
                 self.outcome(&held.access, "refused_by_server");
                 let status = response.status().as_u16();
                 dress(response.headers_mut(), route, issue, &held.access);
-                let (mut tcp, _dies_here) = client.into_parts();
-                let _client_gone = answer::send_and_close(&mut tcp, response).await;
+                let _client_gone = asker.answer(response, true).await;
                 held.access.log("websocket", End { status, bytes: None, cause: "refused_by_server" });
                 Next::Done
             }
             Greeted::Accepted(mut headers, server, from_server, _) => {
-                let (mut tcp, from_client) = client.into_parts();
                 forward::rewrite_response(&mut headers);
                 dress(&mut headers, route, issue, &held.access);
-                forward::mark_upgrade(&mut headers);
-                let mut out = answer::status_line(http::StatusCode::SWITCHING_PROTOCOLS);
-                forward::write_headers(&headers, &mut out);
-                out.extend_from_slice(b"\r\n");
                 // Before the client knows of it: whoever drains from then on finds this tunnel.
                 let text = |name: &Option<Arc<str>>| name.clone().unwrap_or_default();
-                let seat = self.open.enter(text(&held.access.upstream), text(&held.access.server));
-                if answer::write(&mut tcp, &out).await.is_err() {
+                let seat = self.open.enter(
+                    text(&held.access.upstream),
+                    text(&held.access.server),
+                    held.access.transport(),
+                );
+                let Ok(client) = asker.switch(headers).await else {
                     self.outcome(&held.access, "client_gone");
                     held.access.log("websocket", End { status: 0, bytes: None, cause: "client_gone" });
                     return Next::Done;
-                }
+                };
                 self.outcome(&held.access, "accepted");
                 self.latency(&held.access).observe(held.access.started.elapsed().as_secs_f64());
                 // A task of its own: the memory of this one, sized for Pingora's path, is free again.
-                tokio::spawn(Tunnel::new((tcp, from_client), (server, from_server), seat, held));
+                tokio::spawn(Tunnel::new(client, (server, from_server), seat, held));
                 Next::Done
             }
         }
@@ -209,9 +242,9 @@ impl Service {
 
     /// What became of a handshake for which a route was found.
     fn outcome(&self, access: &Access, outcome: &'static str) {
-        self.metrics.handshake(outcome);
+        self.metrics.handshake(outcome, access.transport());
         if let Some(route) = &access.route {
-            self.metrics.route_handshake(route, outcome);
+            self.metrics.route_handshake(route, outcome, access.transport());
         }
     }
 
@@ -222,30 +255,35 @@ impl Service {
 
     /// The route's own answer.
     async fn reply(&self, asking: Asking, route: &Route) -> Next {
-        let Asking { client, head, access, websocket, .. } = asking;
+        let websocket = asking.is_handshake();
+        let Asking { asker, head, access, .. } = asking;
         let Some((mut response, cause)) = route.reply(&head.parts, &access.vars()) else { return Next::Done };
         let status = response.status().as_u16();
         match websocket {
             true => self.outcome(&access, cause),
-            false => self.metrics.request(&route.name, status),
+            false => self.metrics.request(&route.name, status, access.transport()),
         }
         if head.parts.method == http::Method::HEAD {
-            response.extensions_mut().insert(answer::ToHead);
+            response.extensions_mut().insert(ToHead);
         }
-        let (mut tcp, _dies_here) = client.into_parts();
-        let _client_gone = answer::send_and_close(&mut tcp, response).await;
-        access.log("reply", End { status, bytes: None, cause });
+        let sent = asker.answer(response, true).await;
+        // A client that has gone is its own business; one that stays and takes nothing is not.
+        let unread = sent.is_err_and(|error| error.kind() == std::io::ErrorKind::TimedOut);
+        if unread {
+            self.metrics.refuse("unread");
+        }
+        access.log("reply", End { status, bytes: None, cause: if unread { "unread" } else { cause } });
         Next::Done
     }
 
     /// A refusal after admission: no route, or not as the route wants it.
     async fn fail(&self, asking: Asking, status: u16, cause: &'static str) -> Next {
-        match (asking.websocket, &asking.access.route) {
+        match (asking.is_handshake(), &asking.access.route) {
             (true, _) => self.outcome(&asking.access, cause),
-            (false, Some(route)) => self.metrics.request(route, status),
+            (false, Some(route)) => self.metrics.request(route, status, asking.access.transport()),
             (false, None) => {}
         }
-        self.answer(asking.client, &asking.access, status, None, cause).await
+        self.answer(asking.asker, &asking.access, status, None, cause).await
     }
 
     async fn plain(

@@ -6,10 +6,11 @@ use super::fetch::Source;
 use crate::metrics::Metrics;
 use arc_swap::ArcSwapOption;
 use serde_json::Value;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use weir_conf::proxy::Token;
 use weir_core::jwt::{self, Algorithm, DecodingKey, Key};
+use weir_core::sync::lock;
 
 /// Keys of one set; the rest is left out.
 const MAX_KEYS: usize = 64;
@@ -109,7 +110,7 @@ impl Jwks {
         if !self.is_due(now, interval) {
             return;
         }
-        *self.tried.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+        *lock(&self.tried) = Some(Instant::now());
         let outcome = match self.source.fetch().await.and_then(|text| parse(&text, &self.only)) {
             Ok(keys) => {
                 tracing::debug!(token = self.name, keys = keys.len(), "keys of tokens fetched");
@@ -126,7 +127,7 @@ impl Jwks {
     }
 
     fn is_due(&self, now: Instant, interval: Duration) -> bool {
-        let tried = *self.tried.lock().unwrap_or_else(PoisonError::into_inner);
+        let tried = *lock(&self.tried);
         tried.is_none_or(|tried| now.saturating_duration_since(tried) >= interval)
     }
 }

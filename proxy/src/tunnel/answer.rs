@@ -74,15 +74,18 @@ pub async fn status<S: AsyncRead + Unpin>(server: &mut S) -> Result<u16, ReadErr
 
 /// Status, upgrade and the accept value of this very key (RFC 6455, 4.1).
 pub fn is_valid_switch(headers: &HeaderMap, accept: &str) -> bool {
-    let upgraded = {
-        let mut protocols = tokens(headers, UPGRADE);
-        protocols.next().is_some_and(|t| t.eq_ignore_ascii_case("websocket")) && protocols.next().is_none()
-    };
-    let connected = tokens(headers, CONNECTION).any(|t| t.eq_ignore_ascii_case("upgrade"));
     let mut accepts = headers.get_all(SEC_WEBSOCKET_ACCEPT).iter();
     let proven =
         accepts.next().is_some_and(|v| v.as_bytes() == accept.as_bytes()) && accepts.next().is_none();
-    upgraded && connected && proven
+    switches_to(headers, "websocket") && proven
+}
+
+/// To this protocol, and no other one.
+pub fn switches_to(headers: &HeaderMap, protocol: &str) -> bool {
+    let mut protocols = tokens(headers, UPGRADE);
+    let upgraded =
+        protocols.next().is_some_and(|t| t.eq_ignore_ascii_case(protocol)) && protocols.next().is_none();
+    upgraded && tokens(headers, CONNECTION).any(|t| t.eq_ignore_ascii_case("upgrade"))
 }
 
 async fn fill<S: AsyncRead + Unpin>(from: &mut S, into: &mut BytesMut, max: usize) -> Result<(), ReadError> {

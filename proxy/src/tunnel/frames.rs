@@ -59,7 +59,7 @@ const CLOSE: u8 = 0x8;
 const PING: u8 = 0x9;
 const PONG: u8 = 0xa;
 /// RFC 6455, 7.1.5: what a Close frame without a code means.
-const NO_CODE: u16 = 1005;
+pub const NO_CODE: u16 = 1005;
 /// Of the payload of a control frame.
 pub const MAX_CONTROL: usize = 125;
 
@@ -156,7 +156,8 @@ struct Head {
     close: u16,
 }
 
-struct Nonsense;
+#[derive(Debug)]
+pub struct Nonsense;
 
 /// `None`: it is cut short.
 #[inline]
@@ -210,6 +211,36 @@ fn close_code(bytes: &[u8], length: usize, payload: u64, is_masked: bool) -> Opt
     }
     // A code of 0 would say that there was no frame, and is no code anyway.
     Some(u16::from_be_bytes([a, b]).max(1))
+}
+
+/// A frame of a server, by its header.
+pub struct Begun {
+    pub carries: Carries,
+    /// Of the header, and of what follows it.
+    pub header: usize,
+    pub payload: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Carries {
+    Data,
+    Close,
+    /// Pings and pongs.
+    Other,
+}
+
+/// What begins here; `Ok(None)`: it is cut short.
+pub fn begun(bytes: &[u8]) -> Result<Option<Begun>, Nonsense> {
+    let begun = |head: Head| Begun {
+        carries: match head.opcode {
+            CLOSE => Carries::Close,
+            PING | PONG => Carries::Other,
+            _ => Carries::Data,
+        },
+        header: head.length,
+        payload: head.payload,
+    };
+    Ok(head(bytes, Sender::Server)?.map(begun))
 }
 
 /// What a masked control frame carries, of which `frame` is the whole.

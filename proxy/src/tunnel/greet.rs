@@ -3,6 +3,9 @@
 //! The server's answer is believed only if it is a valid 101: status, `Upgrade`, `Connection`
 //! and the `Sec-WebSocket-Accept` of this very key. Until then nothing that the client sent
 //! after its request goes anywhere; after any other answer it dies with the connection.
+//!
+//! For a session of WebTransport the 101 is to [`WEBTRANSPORT`], which nodes alone know: there is no key, and who
+//! answers as if nothing of that kind had been asked is no node.
 
 use super::answer::{self, Answer, ReadError};
 use crate::access::Access;
@@ -17,6 +20,8 @@ use http::request::Parts;
 use std::time::{Duration, Instant};
 use tokio::io::AsyncWriteExt;
 use tokio::time::timeout;
+use weir_core::accept::Transport;
+use weir_wire::hop::WEBTRANSPORT;
 
 /// How a server took a handshake.
 pub enum Greeted {
@@ -65,7 +70,10 @@ async fn ask(plan: &mut Plan, head: &Parts, deadlines: Deadlines, access: &mut A
         };
         access.server = Some(attempt.name().clone());
         match attempt.connect(deadlines.connect).await {
-            Ok(server) => return handshake(server, attempt, head, deadlines.handshake).await,
+            Ok(server) => {
+                let of_session = access.transport() == Transport::WebTransport;
+                return handshake(server, attempt, (head, of_session), deadlines.handshake).await;
+            }
             Err(error) => match blame(&error) {
                 Some(cause) => attempt.fail(Instant::now(), cause),
                 None => {
@@ -90,7 +98,7 @@ fn unavailable(Exhausted { retry_after, cause }: Exhausted) -> Greeted {
 async fn handshake(
     mut server: ServerStream,
     mut attempt: Attempt,
-    head: &Parts,
+    (head, of_session): (&Parts, bool),
     deadline: Duration,
 ) -> Greeted {
     let failed = |status, cause| Greeted::Failed { status, retry_after: None, cause };
@@ -120,11 +128,26 @@ async fn handshake(
         Err(ReadError::TooLarge) => failed(502, "answer_too_large"),
         Ok(Answer::Switch { headers, rest }) => {
             let key = head.headers.get(SEC_WEBSOCKET_KEY).map(|key| accept_for(key.as_bytes()));
-            match key.is_some_and(|accept| answer::is_valid_switch(&headers, &accept)) {
+            let is_valid = match of_session {
+                true => answer::switches_to(&headers, WEBTRANSPORT),
+                false => key.is_some_and(|accept| answer::is_valid_switch(&headers, &accept)),
+            };
+            match is_valid {
                 true => Greeted::Accepted(headers, server, rest, attempt.into_permit()),
                 false => failed(502, "false_switch"),
             }
         }
+        Ok(Answer::Plain(response)) if of_session && !is_refusal(response.status().as_u16()) => {
+            let (server, status) = (&**attempt.name(), response.status().as_u16());
+            tracing::warn!(server, status, "no session of WebTransport: the server is not a node of Weir");
+            failed(502, "not_a_node")
+        }
         Ok(Answer::Plain(response)) => Greeted::Refused(response),
     }
+}
+
+/// Whether whoever answers so to an upgrade to [`WEBTRANSPORT`] may be a node, which refuses this client. The others
+/// are the words of those who took it for a plain request, or for a bad handshake.
+fn is_refusal(status: u16) -> bool {
+    status >= 400 && !matches!(status, 400 | 405 | 426 | 501 | 505)
 }

@@ -138,6 +138,8 @@ pub const PROTOCOL_ERROR: u16 = 1002;
 pub const POLICY: u16 = 1008;
 pub const TOO_BIG: u16 = 1009;
 pub const SERVICE_RESTART: u16 = 1012;
+/// The server went away without a word. Said to sessions of WebTransport alone: WebSockets just end then.
+pub const BAD_GATEWAY: u16 = 1014;
 
 /// A tunnel on its way out.
 pub struct Leaving {

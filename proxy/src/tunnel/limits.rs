@@ -2,6 +2,7 @@
 //! which of its pongs are answers to pings of ours.
 
 use super::frames::{Rules, Scanner, Stop, unmasked};
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
 use weir_conf::proxy::{Over, Tunnel};
@@ -53,6 +54,13 @@ pub struct Guard {
     pong: Option<[u8; 8]>,
     /// Pongs that the server did not get to see.
     pub swallowed: u64,
+}
+
+/// What of this concerns a session of WebTransport: its client sends no frames, and QUIC pings it.
+pub fn for_session(conf: &Arc<Tunnel>) -> Arc<Tunnel> {
+    let plain =
+        Tunnel { max_frame_size: 0, frames_rate: None, ping_interval: Duration::ZERO, ..(**conf).clone() };
+    if plain == **conf { conf.clone() } else { Arc::new(plain) }
 }
 
 /// How much may be read now.

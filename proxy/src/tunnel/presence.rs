@@ -25,11 +25,29 @@ pub enum Presence {
     Gone,
 }
 
+/// How a peer's bytes end.
+#[derive(Clone, Copy, Debug)]
+pub struct End {
+    /// In order: nothing is left out.
+    pub whole: bool,
+    /// For a session that was not told another one.
+    pub code: u16,
+}
+
 pub trait Peer {
-    fn presence(&self) -> Presence;
+    /// `cx` is that of the task that reads and writes.
+    fn presence(&mut self, cx: &mut Context<'_>) -> Presence;
+
+    /// The bytes end here. What is dropped without it may look cut off; plain sockets never do.
+    fn end(&mut self, _: End, _: &mut Context<'_>) {}
+
+    /// What the peer has ended its session with, apart from the bytes.
+    fn closed(&self) -> Option<u32> {
+        None
+    }
 
     /// Closing throws away what the kernel still has to send, and tells the peer so.
-    fn reset_on_close(&self);
+    fn reset_on_close(&mut self);
 }
 
 /// What the last event of the kernel said; it costs no system call.
@@ -44,33 +62,45 @@ fn told(ready: impl Future<Output = io::Result<Ready>>) -> Presence {
 
 const BOTH: Interest = Interest::READABLE.add(Interest::WRITABLE);
 
+pub fn of_tcp(tcp: &TcpStream) -> Presence {
+    told(tcp.ready(BOTH))
+}
+
+fn of_unix(unix: &UnixStream) -> Presence {
+    told(unix.ready(BOTH))
+}
+
+pub fn reset_tcp(tcp: &TcpStream) {
+    // It fails where the connection is gone.
+    let _ = tcp.set_zero_linger();
+}
+
 impl Peer for TcpStream {
-    fn presence(&self) -> Presence {
-        told(self.ready(BOTH))
+    fn presence(&mut self, _: &mut Context<'_>) -> Presence {
+        of_tcp(self)
     }
 
-    fn reset_on_close(&self) {
-        // It fails where the connection is gone.
-        let _ = self.set_zero_linger();
+    fn reset_on_close(&mut self) {
+        reset_tcp(self);
     }
 }
 
 impl Peer for UnixStream {
-    fn presence(&self) -> Presence {
-        told(self.ready(BOTH))
+    fn presence(&mut self, _: &mut Context<'_>) -> Presence {
+        of_unix(self)
     }
 
     /// What waits is in the peer's own buffer.
-    fn reset_on_close(&self) {}
+    fn reset_on_close(&mut self) {}
 }
 
 impl Peer for ServerStream {
-    fn presence(&self) -> Presence {
-        self.socket(Peer::presence, Peer::presence)
+    fn presence(&mut self, _: &mut Context<'_>) -> Presence {
+        self.socket(of_tcp, of_unix)
     }
 
-    fn reset_on_close(&self) {
-        self.socket(Peer::reset_on_close, Peer::reset_on_close);
+    fn reset_on_close(&mut self) {
+        self.socket(reset_tcp, |_| ());
     }
 }
 
@@ -103,15 +133,15 @@ mod tests {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let addr = listener.local_addr().unwrap();
         let pair = || async { (TcpStream::connect(addr).await.unwrap(), listener.accept().await.unwrap().0) };
-        let until = |peer: TcpStream, expected| async move {
-            while peer.presence() != expected {
+        let until = |mut peer: TcpStream, expected| async move {
+            while peer.presence(&mut Context::from_waker(Waker::noop())) != expected {
                 tokio::task::yield_now().await;
             }
         };
-        let (mut theirs, ours) = pair().await;
+        let (mut theirs, mut ours) = pair().await;
         theirs.write_all(b"unread").await.unwrap();
         ours.readable().await.unwrap();
-        assert_eq!(ours.presence(), Presence::There);
+        assert_eq!(ours.presence(&mut Context::from_waker(Waker::noop())), Presence::There);
         theirs.shutdown().await.unwrap();
         until(ours, Presence::Ended).await;
         let (mut theirs, mut ours) = pair().await;

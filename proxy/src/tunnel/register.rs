@@ -1,14 +1,16 @@
 //! Who is in a tunnel, by age; and sending them away at a pace that the rest of the system can take
 //! in again.
 
-use crate::metrics::Metrics;
+use crate::metrics::{Carried, Metrics};
 use prometheus_client::metrics::gauge::Gauge;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::task::Waker;
 use std::time::Duration;
 use tokio::time::{Instant, sleep_until};
+use weir_core::accept::Transport;
+use weir_core::sync::lock;
 
 /// Said so often how far a drain is.
 const REPORT: Duration = Duration::from_secs(5);
@@ -48,6 +50,7 @@ pub struct Seat {
     open: Arc<Open>,
     number: u64,
     place: Arc<Place>,
+    tunnels: Gauge,
 }
 
 /// Whose tunnels.
@@ -75,12 +78,13 @@ impl Open {
         Arc::new(Open { seats: Mutex::default(), next: AtomicU64::new(0), metrics })
     }
 
-    pub fn enter(self: &Arc<Open>, upstream: Arc<str>, server: Arc<str>) -> Seat {
+    pub fn enter(self: &Arc<Open>, upstream: Arc<str>, server: Arc<str>, transport: Transport) -> Seat {
         let place = Place { upstream, server, told: AtomicU8::new(0), waker: Mutex::new(None) };
         let (place, number) = (Arc::new(place), self.next.fetch_add(1, Relaxed));
         self.seats().insert(number, place.clone());
-        self.metrics.tunnels.inc();
-        Seat { open: self.clone(), number, place }
+        let tunnels = self.metrics.tunnels.get_or_create(&Carried { transport: transport.as_str() }).clone();
+        tunnels.inc();
+        Seat { open: self.clone(), number, place, tunnels }
     }
 
     /// How many are open.
@@ -152,7 +156,7 @@ impl Open {
 
     fn seats(&self) -> MutexGuard<'_, BTreeMap<u64, Arc<Place>>> {
         // Nothing that holds it can stop half way.
-        self.seats.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.seats)
     }
 }
 
@@ -172,7 +176,7 @@ impl Place {
     }
 
     fn waker(&self) -> MutexGuard<'_, Option<Waker>> {
-        self.waker.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.waker)
     }
 }
 
@@ -202,7 +206,7 @@ impl Drop for Seat {
         // It holds the task's memory.
         *self.place.waker() = None;
         self.open.seats().remove(&self.number);
-        self.open.metrics.tunnels.dec();
+        self.tunnels.dec();
     }
 }
 
@@ -291,7 +295,8 @@ mod tests {
         }
 
         fn enter(&self, name: usize, upstream: &str, server: &str) {
-            let (seat, end) = (self.open.enter(upstream.into(), server.into()), self.end.clone());
+            let (seat, end) =
+                (self.open.enter(upstream.into(), server.into(), Transport::H2), self.end.clone());
             tokio::spawn(async move {
                 poll_fn(|cx| {
                     seat.listen(cx.waker());
@@ -362,7 +367,7 @@ mod tests {
         assert_eq!(tunnels.open.drain(&Which::Upstream("app".into()), 100.0, far).await, 2);
         assert_eq!(tunnels.open.len(&Which::All), 1);
         assert_eq!(tunnels.open.metrics.drain_remaining.get(), 0);
-        assert_eq!(tunnels.open.metrics.tunnels.get(), 1);
+        assert_eq!(tunnels.open.metrics.tunnels.get_or_create(&Carried { transport: "h2" }).get(), 1);
     }
 
     #[tokio::test(start_paused = true)]

@@ -33,6 +33,8 @@ pub struct Way {
     kept: Vec<u8>,
     /// What is kept can be judged again without anything to follow it.
     again: bool,
+    /// What makes no sense as frames does not pass.
+    strict: bool,
     state: State,
     /// Passed so far.
     bytes: u64,
@@ -73,10 +75,23 @@ impl Way {
             scanner: Scanner::new(sender),
             spill: Bytes::new(),
             again: !kept.is_empty(),
+            strict: false,
             kept,
             state: State::Open,
             bytes: 0,
         }
+    }
+
+    /// From the client of a session of WebTransport: bytes without frames.
+    pub fn unframed(ahead: Bytes) -> Way {
+        let mut way = Way::new(Sender::Client, ahead);
+        way.scanner.lose();
+        way
+    }
+
+    /// To such a client: frames, and nothing else.
+    pub fn framed(ahead: Bytes) -> Way {
+        Way { strict: true, ..Way::new(Sender::Server, ahead) }
     }
 
     /// Moves what can be moved.
@@ -152,6 +167,9 @@ impl Way {
     #[inline]
     fn judge(&mut self, bytes: &[u8]) -> Judged {
         let (mut pass, stop) = self.scanner.scan(bytes, &Rules::NONE);
+        if stop == Stop::Nonsense && self.strict {
+            return Judged { pass, keep: bytes.len(), verdict: Verdict::Nonsense };
+        }
         if stop == Stop::Nonsense {
             // It is left to the two ends to make something of it.
             self.scanner.lose();

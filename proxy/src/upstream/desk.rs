@@ -7,8 +7,9 @@ use super::queue::{Full, Queue};
 use crate::metrics::{Metrics, QueueOutcome, UpstreamLabels};
 use prometheus_client::metrics::gauge::Gauge;
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use tokio::sync::oneshot;
+use weir_core::sync::lock;
 
 /// What an operator wants of a server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -72,7 +73,7 @@ impl Desk {
 
     pub fn lock(&self) -> MutexGuard<'_, Inner> {
         // Nothing that holds it can panic half way; and if it could, every part stays usable.
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.inner)
     }
 
     /// Something was given back, or a server has come: the first who waits may try.

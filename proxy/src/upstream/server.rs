@@ -7,9 +7,10 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, Instant};
 use weir_core::breaker::{Breaker, By, Settings, State, Verdict};
+use weir_core::sync::lock;
 
 /// The share of a server at the beginning of its slow start.
 const LEAST_SHARE: f64 = 0.1;
@@ -47,11 +48,6 @@ struct Figures {
     breaker: Gauge,
     healthy: Gauge,
     handshake: Histogram,
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // Nothing that holds one of these can panic half way; and if it could, what it guards stays usable.
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Shared {

@@ -1,5 +1,6 @@
 //! A connection to a server, whatever it goes over.
 
+use crate::tunnel::flushed::Flushed;
 use crate::tunnel::presence;
 use std::io::{self, IoSlice};
 use std::pin::Pin;
@@ -13,15 +14,7 @@ pub enum ServerStream {
     Tcp(TcpStream),
     Unix(UnixStream),
     /// Boxed, so that tunnels without TLS do not pay for its size.
-    Tls(Box<Tls>),
-}
-
-/// TLS, with what it owes to its socket.
-#[derive(Debug)]
-pub struct Tls {
-    stream: TlsStream<Socket>,
-    /// Records are written that the socket has not taken yet.
-    owes: bool,
+    Tls(Box<Flushed<TlsStream<Socket>>>),
 }
 
 /// What TLS runs over.
@@ -42,7 +35,7 @@ impl From<Socket> for ServerStream {
 
 impl From<TlsStream<Socket>> for ServerStream {
     fn from(stream: TlsStream<Socket>) -> ServerStream {
-        ServerStream::Tls(Box::new(Tls { stream, owes: false }))
+        ServerStream::Tls(Box::new(Flushed::new(stream)))
     }
 }
 
@@ -57,7 +50,7 @@ impl ServerStream {
         match self {
             ServerStream::Tcp(stream) => tcp(stream),
             ServerStream::Unix(stream) => unix(stream),
-            ServerStream::Tls(tls) => match tls.stream.get_ref().0 {
+            ServerStream::Tls(tls) => match tls.get_ref().get_ref().0 {
                 Socket::Tcp(stream) => tcp(stream),
                 Socket::Unix(stream) => unix(stream),
             },
@@ -108,67 +101,6 @@ impl AsyncWrite for ServerStream {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         each!(self, stream => Pin::new(stream).poll_shutdown(cx))
-    }
-}
-
-/// The relay does not flush, since plain sockets hold nothing back; so each write here is followed by
-/// a flush, and one that could not be finished goes on with the next poll, whichever it is.
-impl Tls {
-    fn pay(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
-        if self.owes
-            && let Poll::Ready(paid) = Pin::new(&mut self.stream).poll_flush(cx)
-        {
-            paid?;
-            self.owes = false;
-        }
-        Ok(())
-    }
-}
-
-impl AsyncRead for Tls {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        self.pay(cx)?;
-        match Pin::new(&mut self.stream).poll_read(cx, buf) {
-            // A server that ends without close_notify: the tunnel's own framing says whether that is an end.
-            Poll::Ready(Err(error)) if error.kind() == io::ErrorKind::UnexpectedEof => Poll::Ready(Ok(())),
-            polled => polled,
-        }
-    }
-}
-
-impl AsyncWrite for Tls {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
-        let written = Pin::new(&mut self.stream).poll_write(cx, data);
-        if written.is_ready() {
-            self.owes = true;
-            self.pay(cx)?;
-        }
-        written
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        data: &[IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        let written = Pin::new(&mut self.stream).poll_write_vectored(cx, data);
-        if written.is_ready() {
-            self.owes = true;
-            self.pay(cx)?;
-        }
-        written
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 }
 

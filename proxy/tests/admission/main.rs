@@ -405,7 +405,7 @@ async fn each_refusal_is_counted_by_its_cause() {
         ("tokens_total{outcome=\"missing\"}", 1),
         ("tokens_total{outcome=\"malformed\"}", 2),
         ("tokens_total{outcome=\"good\"}", 2),
-        ("handshakes_total{outcome=\"origin\"}", 2),
+        ("handshakes_total{outcome=\"origin\",transport=\"h1\"}", 2),
     ] {
         let text = front.metrics();
         assert!(text.contains(&format!("weir_proxy_{line} {count}\n")), "{line} {count} in\n{text}");
@@ -433,7 +433,7 @@ async fn a_tunnel_ends_with_its_token_where_the_conf_says_so() {
     assert!(start.elapsed() > Duration::from_millis(900), "{:?}", start.elapsed());
     assert_eq!(end[..1], [0x88], "a close frame");
     assert_eq!(u16::from_be_bytes([end[2], end[3]]), 1008);
-    assert!(front.metrics().contains("tunnel_ends_total{cause=\"token_expired\"} 1\n"));
+    assert!(front.metrics().contains("tunnel_ends_total{cause=\"token_expired\",transport=\"h1\"} 1\n"));
 }
 
 #[tokio::test]

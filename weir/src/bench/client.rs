@@ -1,26 +1,20 @@
 //! One client of the bench: connects, subscribes, counts what arrives.
 
+use super::dial::{Dialer, source_of};
 use super::run::{Phase, Shared};
-use futures_util::{FutureExt, SinkExt, StreamExt};
+use super::socket::Socket;
 use hdrhistogram::Histogram;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use std::borrow::Cow;
 use std::cell::RefCell;
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
-use tokio::net::{TcpSocket, TcpStream};
-use tokio_tungstenite::WebSocketStream;
-use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
-use tokio_tungstenite::tungstenite::{Message, client::IntoClientRequest};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
-
-pub type Socket = WebSocketStream<TcpStream>;
 
 /// What a client is there for.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -151,6 +145,7 @@ pub struct Client {
     pub kind: Kind,
     pub shared: Arc<Shared>,
     pub stats: Rc<RefCell<Stats>>,
+    pub dialer: Rc<Dialer>,
 }
 
 impl Client {
@@ -180,9 +175,8 @@ impl Client {
 
     async fn connect_and_subscribe(&self) -> Result<(Socket, Vec<Progress>), String> {
         let args = &self.shared.args;
-        let url = &args.urls[self.index % args.urls.len()];
         let source = (!args.one_source).then(|| source_of(self.index));
-        let mut socket = connect(url, source).await?;
+        let mut socket = self.dialer.open(self.index % args.urls.len(), source).await?;
         let names: Vec<usize> = (0..args.subscriptions.min(args.channels))
             .map(|k| (self.index * args.subscriptions + k) % args.channels)
             .collect();
@@ -193,15 +187,9 @@ impl Client {
             frame.push_str(&format!("\n{{\"id\":{},\"subscribe\":{{\"channel\":{name:?}}}}}", k + 2));
             progress.push(Progress { channel, name, subscribed: false, by_offset: false, last: 0 });
         }
-        socket.send(Message::text(frame)).await.map_err(|e| cause_of(&e))?;
+        socket.send(frame).await?;
         while !progress.iter().all(|p| p.subscribed) {
-            let text = match socket.next().await {
-                Some(Ok(Message::Text(text))) => text,
-                Some(Ok(Message::Close(frame))) => return Err(close_cause(frame.as_ref())),
-                Some(Ok(_)) => continue,
-                Some(Err(error)) => return Err(cause_of(&error)),
-                None => return Err("end of stream".into()),
-            };
+            let text = socket.next().await?;
             for line in text.split('\n').filter(|l| !l.is_empty()) {
                 self.on_reply(line, &mut progress)?;
             }
@@ -240,24 +228,21 @@ impl Client {
                 message = socket.next() => message,
                 over = phase.wait_for(|p| *p == Phase::Over) => {
                     drop(over);
-                    let _we_leave = socket.close(None).now_or_never();
+                    socket.leave();
                     return None;
                 }
             };
             let text = match message {
-                Some(Ok(Message::Text(text))) => text,
-                Some(Ok(Message::Close(frame))) => return Some(close_cause(frame.as_ref())),
-                Some(Ok(_)) => continue,
-                Some(Err(error)) => return Some(cause_of(&error)),
-                None => return Some("end of stream".into()),
+                Ok(text) => text,
+                Err(cause) => return Some(cause),
             };
             self.stats.borrow_mut().bytes += text.len() as u64;
             for line in text.split('\n').filter(|l| !l.is_empty()) {
                 if line == "{}" {
                     if self.kind == Kind::Normal
-                        && let Err(error) = socket.send(Message::text("{}")).await
+                        && let Err(cause) = socket.send("{}".into()).await
                     {
-                        return Some(cause_of(&error));
+                        return Some(cause);
                     }
                     continue;
                 }
@@ -325,58 +310,5 @@ pub fn connect_command(token: &str) -> String {
     match token.is_empty() {
         true => r#"{"id":1,"connect":{"name":"bench"}}"#.into(),
         false => format!(r#"{{"id":1,"connect":{{"name":"bench","token":{token:?}}}}}"#),
-    }
-}
-
-/// Opens a WebSocket; `source` is the address it comes from.
-pub async fn connect(url: &str, source: Option<Ipv4Addr>) -> Result<Socket, String> {
-    let request = url.into_client_request().map_err(|e| format!("{url}: {e}"))?;
-    let host = request.uri().host().ok_or_else(|| format!("{url}: no host"))?.to_owned();
-    let port = request.uri().port_u16().unwrap_or(80);
-    if request.uri().scheme_str() != Some("ws") {
-        return Err(format!("{url}: only ws:// is spoken"));
-    }
-    let addr = resolve(&host, port).await?;
-    let stream = open(addr, source).await.map_err(|e| format!("connect: {}", e.kind()))?;
-    let config = WebSocketConfig::default().read_buffer_size(4096);
-    let (socket, _) = tokio_tungstenite::client_async_with_config(request, stream, Some(config))
-        .await
-        .map_err(|e| cause_of(&e))?;
-    Ok(socket)
-}
-
-pub async fn resolve(host: &str, port: u16) -> Result<SocketAddr, String> {
-    let mut found = tokio::net::lookup_host((host, port)).await.map_err(|e| format!("{host}: {e}"))?;
-    found.next().ok_or_else(|| format!("{host}: no address"))
-}
-
-pub async fn open(addr: SocketAddr, source: Option<Ipv4Addr>) -> std::io::Result<TcpStream> {
-    let socket = if addr.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
-    if let (Some(source), IpAddr::V4(ip)) = (source, addr.ip())
-        && ip.is_loopback()
-    {
-        socket.bind(SocketAddr::from((source, 0)))?;
-    }
-    let stream = socket.connect(addr).await?;
-    stream.set_nodelay(true)?;
-    Ok(stream)
-}
-
-/// A loopback address of its own for each client: 127.16.0.1 and up.
-fn source_of(index: usize) -> Ipv4Addr {
-    let host = 0x7f10_0001_u32 + (index % 0x0e_0000) as u32;
-    Ipv4Addr::from_bits(host)
-}
-
-fn close_cause(frame: Option<&tokio_tungstenite::tungstenite::protocol::CloseFrame>) -> String {
-    frame.map_or("closed without a code".into(), |f| format!("{} {}", u16::from(f.code), f.reason))
-}
-
-fn cause_of(error: &tokio_tungstenite::tungstenite::Error) -> String {
-    use tokio_tungstenite::tungstenite::Error;
-    match error {
-        Error::Http(response) => format!("HTTP {}", response.status().as_u16()),
-        Error::Io(error) => format!("{}", error.kind()),
-        other => other.to_string(),
     }
 }

@@ -1,9 +1,10 @@
 //! Publishes at a steady pace, by the HTTP API or as a client, and keeps what was acknowledged.
 
-use super::client::{self, Socket};
+use super::client;
+use super::dial::{self, Dialer};
 use super::run::Shared;
+use super::socket::Socket;
 use bytes::Bytes;
-use futures_util::{SinkExt, StreamExt};
 use http_body_util::{BodyExt, Full};
 use hyper::client::conn::http1::SendRequest;
 use hyper_util::rt::TokioIo;
@@ -13,7 +14,6 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
-use tokio_tungstenite::tungstenite::Message;
 
 /// `{"n":…,"t":…,"p":""}` with the largest numbers.
 pub const MIN_SIZE: usize = 60;
@@ -163,8 +163,8 @@ impl Api {
     async fn connect(base: &str, key: &str) -> Result<Api, String> {
         let uri: http::Uri = base.parse().map_err(|e| format!("--api {base}: {e}"))?;
         let host = uri.host().ok_or_else(|| format!("--api {base}: no host"))?;
-        let addr = client::resolve(host, uri.port_u16().unwrap_or(80)).await?;
-        let stream = client::open(addr, None).await.map_err(|e| format!("--api {base}: {e}"))?;
+        let addr = dial::resolve(host, uri.port_u16().unwrap_or(80)).await?;
+        let stream = dial::open(addr, None).await.map_err(|e| format!("--api {base}: {e}"))?;
         let (sender, connection) =
             hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|e| e.to_string())?;
         tokio::spawn(connection);
@@ -199,6 +199,8 @@ impl Api {
 /// A client that subscribes to what it publishes: its own deliveries tell it the offsets.
 struct ClientLink {
     socket: Socket,
+    /// Holds the connection that the socket is a stream of.
+    _dialer: Dialer,
     next_id: u64,
     subscribed: Vec<String>,
 }
@@ -206,9 +208,10 @@ struct ClientLink {
 impl ClientLink {
     async fn connect(shared: &Shared) -> Result<ClientLink, String> {
         let args = &shared.args;
-        let mut socket = client::connect(&args.urls[0], None).await?;
-        socket.send(Message::text(client::connect_command(&args.token))).await.map_err(|e| e.to_string())?;
-        let mut link = ClientLink { socket, next_id: 2, subscribed: Vec::new() };
+        let dialer = Dialer::new(args)?;
+        let mut socket = dialer.open(0, None).await?;
+        socket.send(client::connect_command(&args.token)).await?;
+        let mut link = ClientLink { socket, _dialer: dialer, next_id: 2, subscribed: Vec::new() };
         link.await_reply(1, None).await?;
         Ok(link)
     }
@@ -227,7 +230,7 @@ impl ClientLink {
         let id = self.next_id;
         self.next_id += 1;
         let frame = format!("{{\"id\":{id},{method:?}:{params}}}");
-        self.socket.send(Message::text(frame)).await.map_err(|e| e.to_string())?;
+        self.socket.send(frame).await?;
         Ok(id)
     }
 
@@ -238,11 +241,10 @@ impl ClientLink {
             if let (true, Some(offset)) = (replied, delivered) {
                 return Ok(offset);
             }
-            let message = self.socket.next().await.ok_or("end of stream")?.map_err(|e| e.to_string())?;
-            let Message::Text(text) = message else { continue };
+            let text = self.socket.next().await?;
             for line in text.split('\n').filter(|l| !l.is_empty()) {
                 if line == "{}" {
-                    self.socket.send(Message::text("{}")).await.map_err(|e| e.to_string())?;
+                    self.socket.send("{}".into()).await?;
                     continue;
                 }
                 let answer: Answer<'_> = serde_json::from_str(line).map_err(|e| e.to_string())?;

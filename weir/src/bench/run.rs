@@ -2,6 +2,7 @@
 
 use super::BenchArgs;
 use super::client::{Client, Kind, Stats};
+use super::dial::Dialer;
 use super::publisher::{self, Outcome};
 use super::report::{Process, Report};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -123,6 +124,11 @@ fn validate(args: &BenchArgs) -> Result<(), String> {
     if args.channels == 0 || args.threads == 0 || args.publishers == 0 || args.urls.is_empty() {
         return Err("--channels, --threads, --publishers and --url want at least one".into());
     }
+    if args.streams_per_connection == Some(0) {
+        return Err("--streams-per-connection wants at least one".into());
+    }
+    // What is wrong with a URL or with --ca is told before anything begins.
+    Dialer::new(args)?;
     if args.size < publisher::MIN_SIZE {
         return Err(format!("--size {}: at least {} (the stamp needs them)", args.size, publisher::MIN_SIZE));
     }
@@ -145,6 +151,7 @@ fn client_thread(shared: &Arc<Shared>, thread: usize) -> Result<Stats, String> {
     let stats = Rc::new(RefCell::new(Stats::new()));
     let local = LocalSet::new();
     let args = &shared.args;
+    let dialer = Rc::new(Dialer::new(args)?);
     let gap = Duration::from_secs_f64(args.threads as f64 / args.connect_rate);
     local.spawn_local(watch_lag(shared.clone()));
     let clients = async {
@@ -158,10 +165,12 @@ fn client_thread(shared: &Arc<Shared>, thread: usize) -> Result<Stats, String> {
                 i if i < args.clients + args.stalled => Kind::Stalled,
                 _ => Kind::Mute,
             };
-            let client = Client { index, kind, shared: shared.clone(), stats: stats.clone() };
+            let client =
+                Client { index, kind, shared: shared.clone(), stats: stats.clone(), dialer: dialer.clone() };
             tasks.push(tokio::task::spawn_local(client.run()));
         }
         futures_util::future::join_all(tasks).await;
+        dialer.close().await;
     };
     runtime()?.block_on(local.run_until(clients));
     drop(local);

@@ -1,5 +1,9 @@
 //! The verbs that ask a running process, by its admin listener.
 
+mod broker;
+
+pub use broker::{BrokerArgs, broker};
+
 use bytes::Bytes;
 use clap::Args;
 use http::{Request, StatusCode, header};

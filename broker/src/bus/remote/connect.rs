@@ -4,15 +4,15 @@
 use super::{Event, Shared, live};
 use crate::link::{FrameReader, HANDSHAKE_DEADLINE, LinkError, write_frame};
 use crate::proof::Transcript;
+use crate::socket::{self, ReadSide, WriteSide};
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::net::TcpStream;
-use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::mpsc::Sender;
-use tokio::time::{sleep, timeout};
+use tokio::time::{sleep, timeout, timeout_at};
 use weir_conf::node::Node;
 use weir_core::backoff::Backoff;
 use weir_core::breaker::{Breaker, Settings};
@@ -22,6 +22,8 @@ use weir_wire::peer::{
     BROKER_PROOF, Bye, FromBroker, FromNode, HELLO_SIZE, Hello, NAME_SIZE, NODE_PROOF, Welcome,
 };
 
+/// Those that make this node speak TLS.
+const TLS_KEYS: &str = "node.broker_tls_cert, broker_tls_key and broker_tls_ca";
 const CONNECT_DEADLINE: Duration = Duration::from_secs(2);
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
 const BREAKER: Settings = Settings {
@@ -36,8 +38,8 @@ const BREAKER: Settings = Settings {
 /// A broker that proved itself as far as it has to.
 pub(super) struct Proven {
     pub welcome: Welcome,
-    pub reader: FrameReader<OwnedReadHalf>,
-    pub writer: OwnedWriteHalf,
+    pub reader: FrameReader<ReadSide>,
+    pub writer: WriteSide,
 }
 
 /// Until the inbox is dropped or the drain is stopped.
@@ -113,6 +115,8 @@ impl Connector {
             for _ in 0..self.targets.len() {
                 let at = self.next % self.targets.len();
                 let (address, breaker) = &mut self.targets[at];
+                // Also when this link ends: a broker that hangs accepts connections and answers nothing.
+                self.next = at + 1;
                 if let Ok(by) = breaker.allow(Instant::now()).leave() {
                     match connect(address, shared, conf).await {
                         Ok(proven) => {
@@ -130,7 +134,6 @@ impl Connector {
                         }
                     }
                 }
-                self.next = at + 1;
             }
             self.pause().await;
         }
@@ -154,9 +157,10 @@ async fn connect(address: &str, shared: &Shared, conf: &Node) -> Result<Proven, 
     let stream =
         stream.map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "connecting took too long"))??;
     let _the_link_works_without = stream.set_nodelay(true);
-    let (reader, mut writer) = stream.into_split();
+    let deadline = tokio::time::Instant::now() + HANDSHAKE_DEADLINE;
+    let (reader, mut writer) = socket::connected(stream, address, shared.tls.as_ref(), deadline).await?;
     let mut reader = FrameReader::new(reader, HELLO_SIZE);
-    let shaken = timeout(HANDSHAKE_DEADLINE, handshake(&mut reader, &mut writer, shared, conf)).await;
+    let shaken = timeout_at(deadline, handshake(&mut reader, &mut writer, shared, conf)).await;
     match shaken.unwrap_or(Err(LinkError::Deadline("the handshake"))) {
         Ok(welcome) => {
             reader.set_limit(MAX_FRAME);
@@ -174,8 +178,8 @@ async fn connect(address: &str, shared: &Shared, conf: &Node) -> Result<Proven, 
 }
 
 async fn handshake(
-    reader: &mut FrameReader<OwnedReadHalf>,
-    writer: &mut OwnedWriteHalf,
+    reader: &mut FrameReader<ReadSide>,
+    writer: &mut WriteSide,
     shared: &Shared,
     conf: &Node,
 ) -> Result<Welcome, LinkError> {
@@ -187,7 +191,7 @@ async fn handshake(
         inbox: u32::try_from(shared.inbox_size).unwrap_or(u32::MAX),
     };
     write_frame(writer, &FromNode::Hello(hello.clone())).await?;
-    let challenge = match reader.read().await? {
+    let challenge = match reader.read_first(TLS_KEYS).await? {
         FromBroker::Challenge(challenge) => challenge,
         FromBroker::Bye(bye) => return Err(LinkError::Bye(bye)),
         _ => return Err(LinkError::Unexpected("no challenge")),

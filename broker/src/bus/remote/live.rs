@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::AsyncRead;
 use tokio::sync::mpsc::Sender;
+use tokio::task::coop::consume_budget;
 use tokio::time::{Instant, sleep_until, timeout};
 use weir_wire::codec;
 use weir_wire::envelope::Position;
@@ -76,22 +77,31 @@ impl Link<'_> {
         lease: Duration,
     ) -> LinkError {
         let mut heard = Instant::now();
-        let mut report = Instant::now();
+        // Timers are set when they fire or begin, not with each frame: that would cost as much as the frame.
+        let mut report = pin!(sleep_until(heard));
+        let mut silent = pin!(sleep_until(heard + lease));
         loop {
             let frame = tokio::select! {
                 frame = reader.read() => frame,
-                () = sleep_until(report), if self.unreported > 0 => {
-                    report = Instant::now() + CREDIT_PERIOD;
+                () = report.as_mut(), if self.unreported > 0 => {
+                    report.as_mut().reset(Instant::now() + CREDIT_PERIOD);
                     if let Err(error) = self.give_credit(1) {
                         return error;
                     }
                     continue;
                 }
-                () = sleep_until(heard + lease) => return LinkError::Silent(lease),
+                () = silent.as_mut() => {
+                    if Instant::now() < heard + lease {
+                        silent.as_mut().reset(heard + lease);
+                        continue;
+                    }
+                    return LinkError::Silent(lease);
+                }
             };
             heard = Instant::now();
-            if self.unreported == 0 {
-                report = heard + CREDIT_PERIOD;
+            consume_budget().await;
+            if self.unreported == 0 && report.deadline() <= heard {
+                report.as_mut().reset(heard + CREDIT_PERIOD);
             }
             if let Err(error) = frame.and_then(|frame| self.received(frame)) {
                 return error;

@@ -99,6 +99,11 @@ pub fn compact(raw: &RawValue) -> Bytes {
     }
 }
 
+/// The same of bytes that may be JSON. `None`: they are not.
+pub fn one_line(data: &[u8]) -> Option<Bytes> {
+    serde_json::from_slice::<&RawValue>(data).ok().map(compact)
+}
+
 #[derive(Deserialize)]
 struct RawCommand<'a> {
     #[serde(default)]

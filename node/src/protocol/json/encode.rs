@@ -1,7 +1,10 @@
 //! From replies and pushes to their JSON. Written by hand: which zero values are left out and
 //! which are not is the protocol's, and payloads go in as they are.
 
+use super::one_line;
 use crate::protocol::{Answer, ConnectResult, Format, Push, Reply, SubscribeResult};
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use weir_wire::envelope::{ClientInfo, Member, Publication};
 
@@ -60,7 +63,7 @@ pub fn reply(reply: &Reply) -> Vec<u8> {
 
 pub fn push(push: &Push, format: Format) -> Vec<u8> {
     let mut out = Vec::with_capacity(128);
-    if format == Format::Json {
+    if format.wraps_pushes() {
         out.extend_from_slice(b"{\"push\":");
     }
     out.push(b'{');
@@ -78,7 +81,7 @@ pub fn push(push: &Push, format: Format) -> Vec<u8> {
     }
     push_body(&mut out, push);
     out.push(b'}');
-    if format == Format::Json {
+    if format.wraps_pushes() {
         out.push(b'}');
     }
     out
@@ -165,7 +168,10 @@ fn subscribe_fields(o: &mut Fields<'_>, result: &SubscribeResult) {
 pub fn write_publication(out: &mut Out, publication: &Publication, epoch: Option<&str>) {
     out.push(b'{');
     let mut o = Fields { out, first: true };
-    o.raw("data", &publication.data);
+    if !publication.data.is_empty() {
+        o.name("data");
+        payload(o.out, &publication.data);
+    }
     if let Some(info) = &publication.info {
         o.name("info");
         client_info(o.out, info);
@@ -183,6 +189,15 @@ pub fn write_publication(out: &mut Out, publication: &Publication, epoch: Option
     }
     o.str("epoch", epoch.unwrap_or_default());
     out.push(b'}');
+}
+
+/// What a Protobuf client published need not be JSON, and may be made to look like more than a payload: such bytes
+/// go to JSON clients as a string, in base64.
+fn payload(out: &mut Out, data: &[u8]) {
+    match one_line(data) {
+        Some(json) => out.extend_from_slice(&json),
+        None => write_str(out, &STANDARD.encode(data)),
+    }
 }
 
 fn list(out: &mut Out, publications: &[Publication]) {

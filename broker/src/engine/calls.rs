@@ -1,0 +1,229 @@
+//! What a shard's owner does with a call: checks it, answers it from the state that is committed,
+//! or proposes an entry whose outcome is the answer. Where another broker owns the shard, or this one
+//! does not serve it yet, the call goes to [`Cluster::forward`](super::Cluster::forward).
+
+use super::cluster::{Moment, Submitted};
+use super::shard::{Shard, Then};
+use super::{Engine, Refusal, lock};
+use crate::replica::Standing;
+use crate::state;
+use std::sync::atomic::Ordering::Relaxed;
+use weir_wire::codec::MAX_FRAME;
+use weir_wire::entry::{Call, Holder, Op, shard_of};
+use weir_wire::envelope::{Ack, ClientInfo, HistoryQuery, Publish, StreamOptions};
+use weir_wire::id::{BrokerId, Epoch};
+use weir_wire::peer::{HISTORY_CHUNK_SIZE, Outcome};
+
+/// Of `broker.history_memory`, for keys: they cannot be dropped before their time.
+const KEYS_SHARE: usize = 2;
+
+impl Engine {
+    /// A call of one of this broker's nodes.
+    pub fn call(&self, call: Call) -> Submitted {
+        let number = shard_of(call.channel(), self.shards.len() as u16);
+        // Put on its way while the shard is held: what is said of a channel keeps its order.
+        self.with(number, |shard, moment| {
+            let taken = self.take(shard, moment, None, call);
+            taken.unwrap_or_else(|call| self.cluster.forward(number, *call))
+        })
+    }
+
+    pub fn publish(&self, publish: Publish) -> Submitted {
+        let data = publish.data.len();
+        if data + publish.channel.len() > self.conf.message_size || weight(&publish) > MAX_FRAME {
+            return Refusal::TooLarge.into();
+        }
+        self.metrics.publications.inc();
+        self.metrics.bytes_in.inc_by(data as u64);
+        let submitted = self.call(Call::Publish(publish));
+        self.keep_within_memory();
+        submitted
+    }
+
+    /// Interest of a node of this broker, noted before the owner is asked for the position.
+    /// `noted` is given the channel's shared name if it is new, while the shard is held.
+    pub fn subscribe(
+        &self,
+        slot: super::Slot,
+        channel: String,
+        stream: Option<StreamOptions>,
+        noted: impl FnOnce(std::sync::Arc<str>),
+    ) -> Submitted {
+        let number = shard_of(&channel, self.shards.len() as u16);
+        self.with(number, |shard, moment| {
+            let name = shard.state.name(&channel);
+            let new = shard.interest.add(slot, &channel, name);
+            let call = Call::Subscribe { channel, stream };
+            let submitted = self.take(shard, moment, None, call);
+            let submitted = submitted.unwrap_or_else(|call| self.cluster.forward(number, *call));
+            match (new, &submitted) {
+                // Over a limit: nothing is changed.
+                (Some(name), Submitted::Now(Outcome::Limit(_))) => {
+                    shard.interest.remove(slot, &name);
+                }
+                (Some(name), _) => noted(name),
+                (None, _) => {}
+            }
+            submitted
+        })
+    }
+
+    /// Ends the interest of a node of this broker.
+    pub fn unsubscribe(&self, slot: super::Slot, channel: &str) {
+        let number = shard_of(channel, self.shards.len() as u16);
+        self.with(number, |shard, _| {
+            if shard.interest.remove(slot, channel) && shard.standing() == Standing::Holder {
+                self.cluster.unwanted(number, channel);
+            }
+        });
+    }
+
+    /// Members that a node told of before the holder's link leave, in all shards that are owned
+    /// here; the other brokers are told by [`Engine::members_gone`].
+    pub fn drop_members(&self, before: Holder) {
+        for number in 0..self.shards.len() as u16 {
+            if lock(&self.shards[usize::from(number)]).state.has_members_of(before.node) {
+                self.with(number, |shard, moment| {
+                    if shard.serving.is_some() {
+                        self.propose_quietly(shard, moment, Op::DropMembers { before });
+                    }
+                });
+            }
+        }
+        let left = self.left.swap(0, Relaxed);
+        if left > 0 {
+            tracing::info!(node = %before.node, left, "members that a node holds no more left");
+        }
+    }
+
+    pub(super) fn members_gone(&self, before: Holder) {
+        self.drop_members(before);
+        self.cluster.members_gone(before);
+    }
+
+    /// `Err`: another broker owns the shard, or this one does not serve it yet, or no more.
+    pub(super) fn take(
+        &self,
+        shard: &mut Shard,
+        moment: Moment,
+        from: Option<BrokerId>,
+        call: Call,
+    ) -> Result<Submitted, Box<Call>> {
+        let ready = match &call {
+            Call::Presence { .. } | Call::PresenceStats { .. } | Call::Unsubscribe { .. } => {
+                shard.may_serve(moment)
+            }
+            _ => shard.accepts(moment),
+        };
+        if !ready {
+            return Err(Box::new(call));
+        }
+        Ok(match call {
+            Call::Publish(publish) => self.take_publish(shard, moment, publish),
+            Call::Subscribe { channel, stream } => {
+                if let Some(from) = from {
+                    let name = shard.state.name(&channel);
+                    shard.interest.add_broker(from, &channel, name);
+                }
+                match stream {
+                    None => Outcome::Subscribed(None).into(),
+                    Some(stream) => self.take_touch(shard, moment, channel, stream, None),
+                }
+            }
+            Call::Unsubscribe { channel } => {
+                if let Some(from) = from {
+                    shard.interest.remove_broker(from, &channel);
+                }
+                Outcome::Done.into()
+            }
+            Call::History { channel, query, stream } => {
+                self.take_touch(shard, moment, channel, stream, Some(query))
+            }
+            Call::HistoryRemove { channel } if shard.state.position(&channel).is_none() => {
+                Outcome::Done.into()
+            }
+            Call::HistoryRemove { channel } => {
+                self.propose(shard, moment, Op::HistoryRemove { channel }, Then::Reply)
+            }
+            Call::Join { channel, holder, member, quiet } => {
+                self.propose(shard, moment, Op::Join { channel, holder, member, quiet }, Then::Reply)
+            }
+            Call::Leave { channel, node, client } => {
+                self.propose(shard, moment, Op::Leave { channel, node, client }, Then::Reply)
+            }
+            Call::Presence { channel } => Outcome::Members(shard.state.members(&channel)).into(),
+            Call::PresenceStats { channel } => Outcome::Stats(shard.state.stats(&channel)).into(),
+        })
+    }
+
+    fn take_publish(&self, shard: &mut Shard, moment: Moment, publish: Publish) -> Submitted {
+        match (&publish.stream, &publish.idempotency_key) {
+            // The straight path; but not past others that wait for their commit.
+            (None, None) if shard.live_waiting == 0 => {
+                let (number, epoch, interest) = (shard.number, shard.epoch(), &shard.interest);
+                if interest.has(&publish.channel) {
+                    state::deliver_live(publish, &mut |frame| self.deliver(number, epoch, interest, frame));
+                }
+                return Outcome::Published(None).into();
+            }
+            (Some(_), _) if !self.has_room(shard, &publish.channel) => return Refusal::MaxChannels.into(),
+            (_, Some(key))
+                if self.key_bytes.load(Relaxed) > self.conf.history_memory / KEYS_SHARE
+                    && !shard.state.has_key(&publish.channel, key) =>
+            {
+                return Refusal::Keys.into();
+            }
+            _ => {}
+        }
+        let (epoch, ack) = (Epoch(rand::random()), publish.ack);
+        match (ack, self.propose(shard, moment, Op::Publish { publish, epoch }, Then::Reply)) {
+            (Ack::Owner | Ack::None, Submitted::Later(_)) => Outcome::Published(None).into(),
+            (_, submitted) => submitted,
+        }
+    }
+
+    /// A use of a stream, for its position or for its history.
+    fn take_touch(
+        &self,
+        shard: &mut Shard,
+        moment: Moment,
+        channel: String,
+        stream: StreamOptions,
+        query: Option<HistoryQuery>,
+    ) -> Submitted {
+        if let Some(position) = shard.state.touched(moment.ms, &channel, &stream) {
+            return match query {
+                Some(query) => shard.history(moment, &channel, &query, HISTORY_CHUNK_SIZE).into(),
+                None => Outcome::Subscribed(Some(position)).into(),
+            };
+        }
+        if !self.has_room(shard, &channel) {
+            return Refusal::MaxChannels.into();
+        }
+        let then = match query {
+            Some(query) => Then::History { channel: channel.clone(), query, max_bytes: HISTORY_CHUNK_SIZE },
+            None => Then::Reply,
+        };
+        let epoch = Epoch(rand::random());
+        self.propose(shard, moment, Op::Touch { channel, stream, epoch }, then)
+    }
+
+    /// Whether the channel has a stream, or may get one.
+    fn has_room(&self, shard: &Shard, channel: &str) -> bool {
+        self.streams.load(Relaxed) < self.conf.max_channels || shard.state.position(channel).is_some()
+    }
+}
+
+/// No less than the publication takes in any frame.
+fn weight(publish: &Publish) -> usize {
+    let info = |i: &ClientInfo| i.user.len() + i.client.len() + i.conn_info.len() + i.chan_info.len() + 64;
+    let tags: usize = publish.tags.iter().map(|(k, v)| k.len() + v.len() + 20).sum();
+    let key = publish.idempotency_key.as_ref().map_or(0, String::len);
+    publish.channel.len()
+        + publish.data.len()
+        + publish.info.as_ref().map_or(0, info)
+        + tags
+        + key
+        + publish.version_epoch.len()
+        + 256
+}

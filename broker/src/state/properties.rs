@@ -1,0 +1,172 @@
+//! Random entries: holders that apply the same ones answer the same, whatever each of them dropped
+//! by its own clock and memory in between, and whether or not it began from a snapshot.
+
+use super::*;
+use bytes::Bytes;
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+use weir_wire::entry::Holder;
+use weir_wire::envelope::ClientInfo;
+
+const ALL: HistoryQuery = HistoryQuery { since: None, limit: u32::MAX, reverse: false };
+const CHANNELS: u32 = 6;
+
+fn channel(rng: &mut StdRng) -> String {
+    format!("c{}", rng.random_range(0..CHANNELS))
+}
+
+fn options(rng: &mut StdRng) -> StreamOptions {
+    let size = [0, 1, 3, 10][rng.random_range(0..4)];
+    let ttl_ms = [0, 50, 1_000, 20_000, u64::MAX][rng.random_range(0..5)];
+    StreamOptions { size, ttl_ms, meta_ttl_ms: [0, 100, 60_000][rng.random_range(0..3)] }
+}
+
+fn publish(rng: &mut StdRng) -> Publish {
+    Publish {
+        channel: channel(rng),
+        data: Bytes::from(vec![rng.random(); rng.random_range(0..40)]),
+        info: rng.random_bool(0.2).then(|| info(rng)),
+        tags: if rng.random_bool(0.1) { vec![("k".into(), "v".into())] } else { vec![] },
+        stream: rng.random_bool(0.8).then(|| options(rng)),
+        idempotency_key: rng.random_bool(0.5).then(|| format!("k{}", rng.random_range(0..5))),
+        version: if rng.random_bool(0.3) { rng.random_range(1..6) } else { 0 },
+        version_epoch: ["", "e"][rng.random_range(0..2)].into(),
+        ..Default::default()
+    }
+}
+
+fn info(rng: &mut StdRng) -> ClientInfo {
+    let (user, client) = (rng.random_range(0..3_u32), rng.random_range(0..5_u32));
+    ClientInfo { user: format!("u{user}"), client: format!("c{client}"), ..ClientInfo::default() }
+}
+
+fn holder(rng: &mut StdRng) -> Holder {
+    Holder { node: NodeId(rng.random_range(1..4)), link: rng.random_range(1..5) }
+}
+
+fn op(rng: &mut StdRng) -> Op {
+    match rng.random_range(0..20) {
+        0..9 => Op::Publish { publish: publish(rng), epoch: Epoch(rng.random()) },
+        9..11 => Op::Touch { channel: channel(rng), stream: options(rng), epoch: Epoch(rng.random()) },
+        11 => Op::HistoryRemove { channel: channel(rng) },
+        12..15 => {
+            let member = Member { info: info(rng), listed: rng.random(), announced: rng.random() };
+            Op::Join { channel: channel(rng), holder: holder(rng), member, quiet: rng.random_bool(0.2) }
+        }
+        15 => Op::Leave { channel: channel(rng), node: holder(rng).node, client: info(rng).client },
+        16 => Op::DropMembers { before: holder(rng) },
+        17..19 => Op::Expire { channels: (0..CHANNELS / 2).map(|_| channel(rng)).collect() },
+        _ => Op::NewEpochs { seed: rng.random() },
+    }
+}
+
+/// The reply, and what is delivered; leaves of one entry in any order.
+fn apply(state: &mut State, entry: &Entry) -> (Reply, Vec<String>) {
+    let mut sent = Vec::new();
+    let reply = state.apply(entry.clone(), &mut |frame| sent.push(format!("{frame:?}")));
+    sent.sort();
+    (reply, sent)
+}
+
+/// What is the same at every holder.
+fn agreed(state: &State) -> String {
+    let mut seen = format!("at {} ", state.time);
+    for n in 0..CHANNELS {
+        let channel = format!("c{n}");
+        let mut members: Vec<String> = state.members(&channel).iter().map(|m| format!("{m:?}")).collect();
+        members.sort();
+        let (position, stats) = (state.position(&channel), state.stats(&channel));
+        seen += &format!("{channel} {position:?} {members:?} {stats:?}\n");
+    }
+    seen
+}
+
+fn contents(state: &mut State) -> Vec<Option<History>> {
+    (0..CHANNELS).map(|n| state.history(0, &format!("c{n}"), &ALL)).collect()
+}
+
+/// The sums are those of what is there.
+fn sums_are_right(state: &State) {
+    let all = || state.channels.values();
+    assert_eq!(state.bytes, all().map(Channel::bytes).sum::<usize>());
+    assert_eq!(state.key_bytes, all().map(Channel::key_bytes).sum::<usize>());
+    assert_eq!(state.streams, all().filter(|c| c.log.is_some()).count());
+}
+
+#[test]
+fn every_holder_of_the_same_entries_answers_the_same() {
+    for seed in 0..150 {
+        let mut rng = StdRng::seed_from_u64(seed);
+        let (mut plain, mut short, mut copy) = (State::default(), State::default(), State::default());
+        let (mut time, snapshot_at) = (1_000_000, rng.random_range(0..300));
+        for step in 0..400 {
+            let say = format!("seed {seed}, step {step}");
+            time += [0, 1, 40, 3_000, 70_000][rng.random_range(0..5)];
+            // A new owner's clock may be behind.
+            let time_ms = time - [0, 0, 0, 5_000][rng.random_range(0..4)];
+            let entry = Entry { time_ms, op: op(&mut rng) };
+            let first = apply(&mut plain, &entry);
+            assert_eq!(apply(&mut short, &entry), first, "{say}: {entry:?}");
+            assert_eq!(apply(&mut copy, &entry), first, "{say}: {entry:?}");
+            if step == snapshot_at {
+                copy = State::restore(plain.snapshot(usize::MAX).unwrap()).unwrap();
+            }
+            // One holder's memory is short and its clock ahead.
+            if rng.random_bool(0.3) {
+                short.drop_oldest(None);
+                short.sweep(time + rng.random_range(0..100_000), 3, &mut Vec::new());
+            }
+            if rng.random_bool(0.02) {
+                short = State::restore(short.snapshot(rng.random_range(0..500)).unwrap()).unwrap();
+            }
+            assert_eq!(agreed(&short), agreed(&plain), "{say}");
+            assert_eq!(agreed(&copy), agreed(&plain), "{say}");
+            assert_eq!(contents(&mut copy), contents(&mut plain), "{say}");
+            [&plain, &short, &copy].into_iter().for_each(sums_are_right);
+        }
+    }
+}
+
+#[test]
+fn a_snapshot_keeps_to_its_limit_and_drops_the_oldest() {
+    let mut state = State::default();
+    let stream = Some(StreamOptions { size: 1000, ttl_ms: 60_000, meta_ttl_ms: 60_000 });
+    let mut rng = StdRng::seed_from_u64(1);
+    for n in 0..200_u64 {
+        let data = vec![n as u8; 1000].into();
+        let channel = format!("c{}", n % u64::from(CHANNELS));
+        let publish =
+            Publish { channel, data, stream, version: 0, idempotency_key: None, ..publish(&mut rng) };
+        apply(&mut state, &Entry { time_ms: 1000 + n, op: Op::Publish { publish, epoch: Epoch(n) } });
+    }
+    let small = state.snapshot(50_000).unwrap();
+    assert!(small.len() <= 50_000 && small.len() > 40_000, "{}", small.len());
+    let mut kept = Vec::new();
+    for history in contents(&mut State::restore(small).unwrap()).into_iter().flatten() {
+        assert!(history.top.offset >= 33);
+        kept.extend(history.publications.iter().map(|p| p.data[0]));
+    }
+    kept.sort_unstable();
+    assert_eq!(kept, (200 - kept.len() as u8..200).collect::<Vec<_>>(), "the youngest");
+}
+
+#[test]
+fn what_is_no_whole_snapshot_is_an_error() {
+    let (mut rng, mut state) = (StdRng::seed_from_u64(3), State::default());
+    for n in 0..100 {
+        apply(&mut state, &Entry { time_ms: n, op: op(&mut rng) });
+    }
+    let whole = state.snapshot(usize::MAX).unwrap();
+    assert!(State::restore(whole.clone()).is_ok());
+    for cut in 0..whole.len() {
+        assert!(State::restore(whole.slice(..cut)).is_err(), "cut at {cut}");
+    }
+    assert!(State::restore([&whole[..], &whole[..]].concat().into()).is_err(), "twice");
+    for _ in 0..2000 {
+        let mut bad = whole.to_vec();
+        let at = rng.random_range(0..bad.len());
+        bad[at] = rng.random();
+        // Whatever comes of it: no panic.
+        let _ = State::restore(bad.into());
+    }
+}

@@ -1,0 +1,8 @@
+//! Handshakes between rustls's own client and ours, over a pipe in memory.
+
+mod clients;
+mod common;
+mod files;
+mod names;
+mod quic;
+mod shake;
