@@ -150,6 +150,11 @@ impl Engine {
         &self.conf
     }
 
+    /// Whether other brokers hold shards, too.
+    pub fn has_others(&self) -> bool {
+        self.cluster.needs_bytes()
+    }
+
     /// One run of one broker process.
     pub fn run_id(&self) -> u64 {
         self.run_id

@@ -91,6 +91,7 @@ impl LinkError {
             LinkError::Refused(Bye::Versions) => "version",
             LinkError::Refused(Bye::Removed) => "removed",
             LinkError::Refused(_) => "refused",
+            LinkError::Bye(Bye::Void) => "void",
             LinkError::Bye(_) => "bye",
             LinkError::Full => "max_nodes",
             LinkError::InboxFull => "inbox_full",

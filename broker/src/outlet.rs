@@ -21,4 +21,8 @@ pub trait Outlet: Send + Sync + 'static {
 
     /// The attachment was taken away.
     fn close(&self, why: Bye);
+
+    /// The node was taken for gone and its members dropped, though it is here: it is to tell of them again, under
+    /// a later link.
+    fn tell_again(&self);
 }

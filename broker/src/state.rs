@@ -88,8 +88,8 @@ impl State {
                 }
                 Reply::Done
             }
-            Op::Leave { channel, node, client } => {
-                if let Some(info) = self.presence.leave(node, &channel, &client) {
+            Op::Leave { channel, holder, client } => {
+                if let Some(info) = self.presence.leave(holder, &channel, &client) {
                     announce(channel, Body::Leave(info), deliver);
                 }
                 Reply::Done
@@ -168,13 +168,13 @@ impl State {
         self.presence.stats(channel)
     }
 
-    /// Whether a node holds members here.
     /// What nodes hold no more, as far as `known` says by which link they are attached: for
     /// [`Op::DropMembers`].
     pub fn stale_holders(&self, known: &dyn Fn(NodeId) -> Option<u64>) -> Vec<Holder> {
         self.presence.stale_holders(known)
     }
 
+    /// Whether a node holds members here.
     pub fn has_members_of(&self, node: NodeId) -> bool {
         self.presence.has(node)
     }

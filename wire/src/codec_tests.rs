@@ -88,7 +88,7 @@ mod twin {
         Touch(&'static str, StreamOptions, u64),
         HistoryRemove(&'static str),
         Join(&'static str, (u64, u64), Member, bool),
-        Leave(&'static str, u64, &'static str),
+        Leave(&'static str, (u64, u64), &'static str),
         DropMembers((u64, u64)),
         Expire(Vec<&'static str>),
         NewEpochs(u64),
@@ -344,8 +344,8 @@ fn entries_of_a_shards_log() {
         twin_at(twin::EntryOp::Join("c", (3, 400), twin_member(), true)),
     );
     same(
-        &at(Op::Leave { channel: "c".into(), node: NodeId(3), client: "x".into() }),
-        twin_at(twin::EntryOp::Leave("c", 3, "x")),
+        &at(Op::Leave { channel: "c".into(), holder, client: "x".into() }),
+        twin_at(twin::EntryOp::Leave("c", (3, 400), "x")),
     );
     same(&at(Op::DropMembers { before: holder }), twin_at(twin::EntryOp::DropMembers((3, 400))));
     same(&at(Op::Expire { channels: vec!["c".into()] }), twin_at(twin::EntryOp::Expire(vec!["c"])));

@@ -55,7 +55,7 @@ pub enum Call {
     },
     Leave {
         channel: String,
-        node: NodeId,
+        holder: Holder,
         client: String,
     },
     Presence {
@@ -109,16 +109,18 @@ pub enum Op {
     HistoryRemove {
         channel: String,
     },
-    /// With `quiet`, nothing is announced: the member was there before, the broker was not.
+    /// With `quiet`, nothing is announced: the member was there before, the broker was not. One that comes late,
+    /// after the node has told of the member by a later link, changes nothing.
     Join {
         channel: String,
         holder: Holder,
         member: Member,
         quiet: bool,
     },
+    /// The same: not of a member that the node has told of by a later link.
     Leave {
         channel: String,
-        node: NodeId,
+        holder: Holder,
         client: String,
     },
     /// What a node told of under links before this one leaves: its lease ended, or it told anew.

@@ -191,7 +191,7 @@ pub enum Request {
     /// What the node told of before this link of it is void.
     MembersGone(Holder),
     /// The nodes attached to the asking broker, all of them. Those that are not told of for
-    /// `broker.node_lease` by anybody lose their members.
+    /// `broker.node_lease` by anybody lose their members. Answered by [`Reply::Void`].
     Nodes(Vec<Holder>),
     /// A publication where no owner of the channel can be reached (`when_minority = "live"`).
     Live(Publish),
@@ -206,6 +206,8 @@ pub enum Reply {
     NotOwner,
     /// Nothing was done; worth a retry.
     Busy,
+    /// These were taken for gone: what they told of before such links was dropped, so they have to tell again.
+    Void(Vec<Holder>),
 }
 
 /// A committed delivery for the nodes of one broker.

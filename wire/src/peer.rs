@@ -76,6 +76,8 @@ pub struct Welcome {
 pub struct Restore {
     pub interest: Vec<(String, Option<StreamOptions>)>,
     pub members: Vec<(String, Member)>,
+    /// The members were taken for gone, and announced as such: those that are not there are announced as back.
+    pub void: bool,
 }
 
 /// Why a side closes the link.
@@ -103,6 +105,8 @@ pub enum Bye {
     Removed,
     /// There is no wire version that both speak.
     Versions,
+    /// To a node: it was taken for gone and its members dropped, so it has to tell of them again.
+    Void,
 }
 
 impl Bye {
@@ -119,6 +123,7 @@ impl Bye {
             Bye::OtherBroker => "another broker is at this address",
             Bye::Removed => "this broker is no member any more",
             Bye::Versions => "no wire version in common",
+            Bye::Void => "this node was taken for gone and has to tell of its members again",
         }
     }
 }

@@ -6,9 +6,12 @@ use super::{Bus, BusError, Call, Event, Inbox};
 use crate::engine::{Attachment, Engine};
 use crate::outlet::Outlet;
 use bytes::Bytes;
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, Weak};
+use std::sync::{Arc, Mutex, OnceLock, Weak};
+use std::time::Duration;
 use tokio::sync::mpsc;
+use tokio::time::sleep;
 use weir_core::sync::lock;
 use weir_wire::codec;
 use weir_wire::envelope::{
@@ -21,10 +24,18 @@ use weir_wire::peer::{Bye, FromBroker, Op, Outcome};
 /// Room in the inbox that deliveries leave free for resyncs, controls and surveys.
 const SLACK: usize = 64;
 
+/// Before what could not be told is told again.
+const AGAIN: Duration = Duration::from_millis(200);
+
 pub struct LocalBus {
     /// Taken away when the node's inbox is dropped.
     attachment: Mutex<Option<Arc<Attachment>>>,
+    /// What is to be told again should other brokers take this node for gone; nothing without others.
+    members: Option<Mutex<HashMap<Key, Member>>>,
 }
+
+/// Channel and client.
+type Key = (String, String);
 
 impl LocalBus {
     pub(crate) fn attach(
@@ -39,10 +50,13 @@ impl LocalBus {
             size: inbox_size.max(1),
             engine: Arc::downgrade(engine),
             waits: Arc::default(),
+            bus: OnceLock::new(),
         });
         let attachment =
-            engine.attach(node, name, outlet).map_err(|_| BusError::Limit("broker.max_nodes"))?;
-        let bus = Arc::new(LocalBus { attachment: Mutex::new(Some(Arc::new(attachment))) });
+            engine.attach(node, name, outlet.clone()).map_err(|_| BusError::Limit("broker.max_nodes"))?;
+        let members = engine.has_others().then(Mutex::default);
+        let bus = Arc::new(LocalBus { attachment: Mutex::new(Some(Arc::new(attachment))), members });
+        let _set_once = outlet.bus.set(Arc::downgrade(&bus));
         tokio::spawn(detach_when_closed(events, Arc::downgrade(&bus)));
         Ok((bus, Inbox { events: inbox }))
     }
@@ -60,10 +74,57 @@ impl LocalBus {
     }
 
     async fn op(&self, op: Op) -> Result<Outcome, BusError> {
+        if let Some(members) = &self.members {
+            note(&mut lock(members), &op);
+        }
         match self.attachment() {
             Some(attachment) => outcome::checked(attachment.call(op).await),
             None => Err(BusError::Unavailable("detached")),
         }
+    }
+}
+
+impl LocalBus {
+    /// Under a later link, until all is told.
+    async fn tell_again(self: Arc<Self>) {
+        let Some(members) = &self.members else { return };
+        let mut keys: Vec<Key> = lock(members).keys().cloned().collect();
+        while !keys.is_empty() {
+            let Some(attachment) = self.attachment() else { return };
+            let again = |key: Key| {
+                // While the members are held: a leave comes behind it.
+                let all = lock(members);
+                let member = all.get(&key)?.clone();
+                Some((attachment.join_again(key.0.clone(), member), key))
+            };
+            let told: Vec<_> = keys.into_iter().filter_map(again).collect();
+            // Not held while others answer: the bus may be given up meanwhile.
+            drop(attachment);
+            keys = Vec::new();
+            for (submitted, key) in told {
+                if submitted.outcome().await == Outcome::Unavailable {
+                    keys.push(key);
+                }
+            }
+            if !keys.is_empty() {
+                sleep(AGAIN).await;
+            }
+        }
+        if let Some(attachment) = self.attachment() {
+            attachment.told_again();
+        }
+    }
+}
+
+fn note(members: &mut HashMap<Key, Member>, op: &Op) {
+    match op {
+        Op::Join { channel, member } => {
+            members.insert((channel.clone(), member.info.client.clone()), member.clone());
+        }
+        Op::Leave { channel, client } => {
+            members.remove(&(channel.clone(), client.clone()));
+        }
+        _ => {}
     }
 }
 
@@ -95,6 +156,7 @@ struct LocalOutlet {
     engine: Weak<Engine>,
     /// A task waits for room.
     waits: Arc<AtomicBool>,
+    bus: OnceLock<Weak<LocalBus>>,
 }
 
 impl LocalOutlet {
@@ -150,5 +212,13 @@ impl Outlet for LocalOutlet {
 
     fn close(&self, why: Bye) {
         tracing::warn!(reason = why.reason(), "the attachment of this process's node was taken away");
+    }
+
+    fn tell_again(&self) {
+        let Some(bus) = self.bus.get().and_then(Weak::upgrade) else { return };
+        if let Some(attachment) = bus.attachment() {
+            attachment.renew();
+            tokio::spawn(bus.tell_again());
+        }
     }
 }

@@ -233,9 +233,18 @@ impl Shared {
         Ok(())
     }
 
-    fn link_down(&self) {
+    /// All that was mirrored when the link began has come to the broker.
+    fn restored(&self) {
+        self.lock().mirror.restored();
+    }
+
+    /// `void`: the broker says that what this node holds was dropped.
+    fn link_down(&self, void: bool) {
         let mut state = self.lock();
         state.link = None;
+        if void {
+            state.mirror.void();
+        }
         let pending = std::mem::take(&mut state.pending);
         for (id, pending) in pending.iter().filter_map(|(id, p)| p.effect.as_ref().map(|e| (id, e))) {
             state.mirror.cut(pending, *id);

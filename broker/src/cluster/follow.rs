@@ -11,7 +11,6 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 use weir_wire::id::BrokerId;
-use weir_wire::peer::Bye;
 
 /// Replicas look at their deadlines this often: less than half of `Limits::resend`.
 const TICK: Duration = Duration::from_millis(40);
@@ -106,10 +105,8 @@ async fn submit(group: &Group, commands: Vec<Command>) {
     }
 }
 
-/// Until it is aborted. `node_lease` is how long others keep what nodes of this broker hold.
-pub async fn ticks(world: Arc<World>, node_lease: Duration) {
-    // What its nodes held may have been swept.
-    let mut cut_off = false;
+/// Until it is aborted.
+pub async fn ticks(world: Arc<World>) {
     let mut ticks = interval(TICK);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     for count in 0_u32.. {
@@ -117,13 +114,6 @@ pub async fn ticks(world: Arc<World>, node_lease: Duration) {
         let (Some(engine), Some(mesh)) = (world.engine(), world.mesh.get()) else { return };
         engine.tick_replicas();
         world.note_lease();
-        if world.without_lease_for() > node_lease / 3 {
-            cut_off = true;
-        } else if cut_off && world.has_lease() {
-            cut_off = false;
-            // Others may have taken its nodes for gone: they come again, and tell what they hold.
-            engine.send_away(Bye::Timeout);
-        }
         if count % BEAT == 0 {
             for peer in mesh.linked() {
                 let beats = engine.beats(peer);

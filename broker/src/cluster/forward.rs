@@ -2,9 +2,12 @@
 //! until the deadline. Never so that something is done twice: a call that may have been carried out
 //! is repeated only if the repeat changes nothing.
 
+mod members;
+
 use super::world::World;
 use crate::engine::Submitted;
 use crate::mesh::ForwardError;
+use members::{Members, Word};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
@@ -31,6 +34,7 @@ const PATIENCE: Duration = Duration::from_secs(2);
 #[derive(Default)]
 pub struct Forwards {
     waiting: AtomicUsize,
+    members: Arc<Members>,
 }
 
 /// What became of one attempt.
@@ -55,19 +59,28 @@ impl Forwards {
         // On its way before this returns, so that calls arrive in the order in which they were made.
         let to = world.owner(shard).filter(|owner| *owner != world.me);
         let deadline = Instant::now() + DEADLINE;
-        let first = to.map(|to| attempt(world, to, call.clone(), deadline));
+        let send = || to.map(|to| attempt(world, to, call.clone(), deadline));
+        let (word, first) = self.members.begin(&call, send);
         let (answer, later) = oneshot::channel();
         let quick = matches!(&call, Call::Publish(Publish { ack: Ack::None, .. }));
         let world = world.clone();
         tokio::spawn(async move {
-            let outcome = carry(&world, shard, call, first, deadline).await;
+            let outcome = carry(&world, shard, call, word.as_ref(), first, deadline).await;
             world.forwards.waiting.fetch_sub(1, Relaxed);
+            drop(word);
             let _gave_up = answer.send(outcome);
         });
         match quick {
             true => Outcome::Published(None).into(),
             false => Submitted::Later(later),
         }
+    }
+}
+
+impl Forwards {
+    /// This broker owns the call's shard, and takes it up itself.
+    pub fn overtake(&self, call: &Call) {
+        self.members.overtake(call);
     }
 }
 
@@ -119,6 +132,7 @@ async fn carry(
     world: &Arc<World>,
     shard: u16,
     call: Call,
+    word: Option<&Word>,
     first: Option<impl Future<Output = Result<Reply, ForwardError>>>,
     deadline: Instant,
 ) -> Outcome {
@@ -143,22 +157,36 @@ async fn carry(
         turns.mark_unchanged();
         world.metrics.forward_retries.inc();
         tried = match world.owner(shard) {
-            Some(owner) if owner == world.me => here(world, call.clone()).await,
-            Some(owner) => judge(attempt(world, owner, call.clone(), deadline).await),
+            Some(owner) if owner == world.me => here(world, call.clone(), word).await,
+            Some(owner) => match again(word, || attempt(world, owner, call.clone(), deadline)) {
+                Some(attempt) => judge(attempt.await),
+                None => OVERTAKEN,
+            },
             None => Tried::NotDone,
         };
     }
 }
 
+/// What was said after it holds.
+const OVERTAKEN: Tried = Tried::Done(Outcome::Done);
+
+fn again<T>(word: Option<&Word>, send: impl FnOnce() -> T) -> Option<T> {
+    match word {
+        Some(word) => word.again(send),
+        None => Some(send()),
+    }
+}
+
 /// This broker owns the shard by now.
-async fn here(world: &World, call: Call) -> Tried {
+async fn here(world: &World, call: Call, word: Option<&Word>) -> Tried {
     let Some(engine) = world.engine() else { return Tried::NotDone };
-    match engine.try_call(call) {
-        Ok(submitted) => match submitted.outcome().await {
+    match engine.try_call(call, || again(word, || ()).is_some()) {
+        Some(Ok(submitted)) => match submitted.outcome().await {
             Outcome::Unavailable => Tried::Unknown,
             outcome => Tried::Done(outcome),
         },
-        Err(_) => Tried::NotDone,
+        Some(Err(_)) => Tried::NotDone,
+        None => OVERTAKEN,
     }
 }
 
@@ -167,6 +195,6 @@ fn judge(reply: Result<Reply, ForwardError>) -> Tried {
         Ok(Reply::Outcome(Outcome::Unavailable)) => Tried::Unknown,
         Ok(Reply::Outcome(outcome)) => Tried::Done(outcome),
         Ok(Reply::NotOwner | Reply::Busy) | Err(ForwardError::NotSent(_)) => Tried::NotDone,
-        Ok(Reply::Positions(_)) | Err(ForwardError::Unknown(_)) => Tried::Unknown,
+        Ok(Reply::Positions(_) | Reply::Void(_)) | Err(ForwardError::Unknown(_)) => Tried::Unknown,
     }
 }

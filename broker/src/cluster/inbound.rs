@@ -73,12 +73,13 @@ impl Handler for World {
                 });
             }
             Request::MembersGone(before) => {
+                self.nodes.void(before, Instant::now());
                 engine.drop_members(before);
                 reply.send(Reply::Outcome(Outcome::Done));
             }
             Request::Nodes(nodes) => {
-                self.nodes.heard(from, &nodes, Instant::now());
-                reply.send(Reply::Outcome(Outcome::Done));
+                engine.heard_of(&nodes);
+                reply.send(Reply::Void(self.nodes.told(from, &nodes, Instant::now())));
             }
             Request::Live(publish) => {
                 engine.deliver_live(publish);
@@ -119,7 +120,7 @@ impl World {
         let Some(engine) = self.engine() else { return };
         if let Call::Join { holder, .. } = &call {
             // Sooner than its broker's next telling: what was joined must not be swept as of nobody's.
-            self.nodes.heard(from, std::slice::from_ref(holder), Instant::now());
+            self.nodes.heard(from, *holder, Instant::now());
         }
         match engine.forwarded(from, call) {
             Ok(Submitted::Now(outcome)) => reply.send(Reply::Outcome(outcome)),

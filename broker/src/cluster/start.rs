@@ -37,6 +37,9 @@ use weir_wire::id::BrokerId;
 const WIRE: Versions = Versions { min: 1, max: 1 };
 /// To hand over what this broker owns, or all that it holds, before it stops.
 const HAND_OVER: Duration = Duration::from_secs(10);
+/// Of that, for a lease: longer than it takes to find another leader. Without one by then there is no majority.
+const LEASE_WAIT: Duration = Duration::from_secs(3);
+const LOOK: Duration = Duration::from_millis(50);
 
 /// A broker that is on its way into its cluster.
 pub struct Started {
@@ -122,7 +125,7 @@ fn spawn(
     let mut tasks = vec![
         tokio::spawn(enter(world.clone(), conf.clone(), goes_on, failure)).abort_handle(),
         tokio::spawn(follow::wishes(world.clone(), asks)).abort_handle(),
-        tokio::spawn(follow::ticks(world.clone(), conf.node_lease)).abort_handle(),
+        tokio::spawn(follow::ticks(world.clone())).abort_handle(),
         tokio::spawn(interest::run(world.clone())).abort_handle(),
         tokio::spawn(nodes::run(world.clone(), conf.node_lease)).abort_handle(),
     ];
@@ -202,10 +205,10 @@ impl Joined {
     /// come back with it.
     pub async fn hand_over(&self) {
         let group = &self.world.group;
-        if !self.has_taker(&group.watch().borrow()) || !self.world.has_lease() {
+        let deadline = Instant::now() + HAND_OVER;
+        if !self.can_hand_over().await {
             return;
         }
-        let deadline = Instant::now() + HAND_OVER;
         let handed = async {
             match self.world.disk {
                 Some(_) => group.drain(deadline).await,
@@ -221,6 +224,24 @@ impl Joined {
             _all = watch.wait_for(|meta| meta.is_member(self.world.me) && !self.has_taker(meta)) => {
                 tracing::info!("all brokers stop: nothing is handed over");
             }
+        }
+    }
+
+    /// Whether somebody can take what this broker holds, and it may be given: waits for a lease that is missing just now.
+    async fn can_hand_over(&self) -> bool {
+        let until = Instant::now() + LEASE_WAIT;
+        loop {
+            if !self.has_taker(&self.world.group.watch().borrow()) {
+                return false;
+            }
+            if self.world.has_lease() {
+                return true;
+            }
+            if Instant::now() >= until {
+                tracing::warn!("stopping without having handed over anything: this broker has no lease");
+                return false;
+            }
+            tokio::time::sleep(LOOK).await;
         }
     }
 

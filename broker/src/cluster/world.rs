@@ -263,6 +263,10 @@ impl Cluster for World {
         }
     }
 
+    fn overtake(&self, call: &Call) {
+        self.forwards.overtake(call);
+    }
+
     fn unwanted(&self, shard: u16, channel: &str) {
         if let (Some(mesh), Some(owner)) = (self.mesh.get(), self.owner(shard)) {
             let call = Call::Unsubscribe { channel: channel.to_owned() };
@@ -276,6 +280,7 @@ impl Cluster for World {
     }
 
     fn members_gone(&self, before: Holder) {
+        self.nodes.void(before, Instant::now());
         self.tell_all(Request::MembersGone(before));
     }
 

@@ -5,7 +5,7 @@ use super::{Engine, Submitted};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use weir_wire::entry::Call;
-use weir_wire::envelope::{Control, Question};
+use weir_wire::envelope::{Control, Member, Question};
 use weir_wire::peer::{Bye, Op, Outcome, Restore};
 
 /// A node's hold on its place. Dropped: its interest ends, its members stay for `node_lease`.
@@ -58,7 +58,7 @@ impl Attachment {
             Op::Join { channel, member } => {
                 Call::Join { channel, holder: self.held.holder(), member, quiet: false }
             }
-            Op::Leave { channel, client } => Call::Leave { channel, node: self.held.node, client },
+            Op::Leave { channel, client } => Call::Leave { channel, holder: self.held.holder(), client },
             Op::Presence { channel } => Call::Presence { channel },
             Op::PresenceStats { channel } => Call::PresenceStats { channel },
         };
@@ -84,14 +84,14 @@ impl Attachment {
     }
 
     /// Interest and members from before a break of the link. Nothing is announced, unless the
-    /// members were announced as gone because the node was away for longer than its lease.
+    /// members were announced as gone because the node was away for longer than its lease, or taken for it.
     pub fn restore(&self, restore: Restore) {
         for (channel, stream) in restore.interest {
             if let Submitted::Now(Outcome::Limit(key)) = self.submit(Op::Subscribe { channel, stream }) {
                 tracing::warn!(node = %self.held.node, key, "interest could not be restored");
             }
         }
-        let (holder, quiet) = (self.held.holder(), !self.held.was_expired);
+        let (holder, quiet) = (self.held.holder(), !(self.held.was_expired || restore.void));
         let join = |(channel, member)| self.engine.call(Call::Join { channel, holder, member, quiet });
         let joins: Vec<Submitted> = restore.members.into_iter().map(join).collect();
         let outlet = self.held.outlet.clone();
@@ -103,6 +103,21 @@ impl Attachment {
                 }
             }
         });
+    }
+
+    /// A member that was dropped while it was here: announced as back.
+    pub fn join_again(&self, channel: String, member: Member) -> Submitted {
+        self.submit(Op::Join { channel, member })
+    }
+
+    /// What this node tells from now on is of a later link, as if it had come anew.
+    pub fn renew(&self) {
+        self.engine.slots.renew(&self.held);
+    }
+
+    /// All is told again under a later link: what is of earlier ones, and was not told, is gone.
+    pub fn told_again(&self) {
+        self.engine.members_gone(self.held.holder());
     }
 
     /// All is restored: members that were not told again are gone, and the receiving task sends

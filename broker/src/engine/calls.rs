@@ -23,6 +23,7 @@ impl Engine {
         let number = shard_of(call.channel(), self.shards.len() as u16);
         // Put on its way while the shard is held: what is said of a channel keeps its order.
         self.with(number, |shard, moment| {
+            self.cluster.overtake(&call);
             let taken = self.take(shard, moment, None, call);
             taken.unwrap_or_else(|call| self.cluster.forward(number, *call))
         })
@@ -81,6 +82,9 @@ impl Engine {
     /// Members that a node told of before the holder's link leave, in all shards that are owned
     /// here; the other brokers are told by [`Engine::members_gone`].
     pub fn drop_members(&self, before: Holder) {
+        if self.void(before) {
+            return;
+        }
         for number in 0..self.shards.len() as u16 {
             if lock(&self.shards[usize::from(number)]).state.has_members_of(before.node) {
                 self.with(number, |shard, moment| {
@@ -94,6 +98,18 @@ impl Engine {
         if left > 0 {
             tracing::info!(node = %before.node, left, "members that a node holds no more left");
         }
+    }
+
+    /// If that node is attached here, by a link before this one: it is not gone, and tells again of what others
+    /// have dropped.
+    pub fn void(&self, before: Holder) -> bool {
+        self.slots.heard(before.link);
+        let here = self.slots.find(before.node).filter(|held| held.link() < before.link);
+        if let Some(held) = &here {
+            tracing::warn!(node = %held.node, name = held.name, "a node here was taken for gone: it tells again");
+            held.outlet.tell_again();
+        }
+        here.is_some()
     }
 
     pub(super) fn members_gone(&self, before: Holder) {
@@ -148,8 +164,8 @@ impl Engine {
             Call::Join { channel, holder, member, quiet } => {
                 self.propose(shard, moment, Op::Join { channel, holder, member, quiet }, Then::Reply)
             }
-            Call::Leave { channel, node, client } => {
-                self.propose(shard, moment, Op::Leave { channel, node, client }, Then::Reply)
+            Call::Leave { channel, holder, client } => {
+                self.propose(shard, moment, Op::Leave { channel, holder, client }, Then::Reply)
             }
             Call::Presence { channel } => Outcome::Members(shard.state.members(&channel)).into(),
             Call::PresenceStats { channel } => Outcome::Stats(shard.state.stats(&channel)).into(),

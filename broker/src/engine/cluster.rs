@@ -147,6 +147,9 @@ pub trait Cluster: Send + Sync + 'static {
     /// To the shard's owner, as soon as there is one: its [`crate::engine::Engine::forwarded`]. That
     /// may be this broker, when it has taken over.
     fn forward(&self, shard: u16, call: Call) -> Submitted;
+    /// A call that this broker takes up itself, as the owner: an earlier one that is still on its way to
+    /// [`Cluster::forward`]'s owner must not arrive after it.
+    fn overtake(&self, _call: &Call) {}
     /// No node here wants deliveries of the channel, which another broker owns.
     fn unwanted(&self, _shard: u16, _channel: &str) {}
     /// Deliveries of a shard that another broker owns may be missing: what is wanted of it is to be

@@ -8,10 +8,9 @@ use crate::state;
 use bytes::Bytes;
 use std::collections::{BTreeSet, HashMap};
 use std::time::Duration;
-use weir_wire::entry::{Call, Op, shard_of};
+use weir_wire::entry::{Call, Holder, Op, shard_of};
 use weir_wire::envelope::{Position, Publish};
 use weir_wire::id::{BrokerId, NodeId};
-use weir_wire::peer::Bye;
 use weir_wire::replica::{Beat, Message, Place};
 
 /// Channels with the tops of their streams; `None`: there is no stream.
@@ -135,10 +134,11 @@ impl Engine {
         taken
     }
 
-    /// A call that waited for an owner, if that is this broker by now.
-    pub fn try_call(&self, call: Call) -> Result<Submitted, Box<Call>> {
+    /// A call that waited for an owner, if that is this broker by now, and if it still `may`: which is asked while
+    /// the shard is held, so that no later call comes in between.
+    pub fn try_call(&self, call: Call, may: impl FnOnce() -> bool) -> Option<Result<Submitted, Box<Call>>> {
         let number = shard_of(call.channel(), self.shards.len() as u16);
-        self.with(number, |shard, moment| self.take(shard, moment, None, call))
+        self.with(number, |shard, moment| may().then(|| self.take(shard, moment, None, call)))
     }
 
     /// Of another broker that owns the channel: for the nodes here, and for nobody else.
@@ -247,23 +247,23 @@ impl Engine {
         }
     }
 
-    /// Closes the links of all nodes of other processes.
-    pub fn send_away(&self, why: Bye) {
-        let attached = self.slots.all();
-        if !attached.is_empty() {
-            tracing::warn!(nodes = attached.len(), reason = why.reason(), "nodes are to try another broker");
-        }
-        attached.iter().for_each(|held| held.outlet.close(why));
+    /// The nodes attached here, whose lease this broker keeps.
+    pub fn nodes(&self) -> Vec<Holder> {
+        self.slots.holders()
     }
 
-    /// The nodes attached here, whose lease this broker keeps.
-    pub fn nodes(&self) -> Vec<weir_wire::entry::Holder> {
-        self.slots.holders()
+    /// Nodes of another broker: links given here from now on are later than theirs.
+    pub fn heard_of(&self, nodes: &[Holder]) {
+        if let Some(newest) = nodes.iter().map(|n| n.link).max() {
+            self.slots.heard(newest);
+        }
     }
 
     /// Takes out what nodes hold no more: `known` says by which link a node is attached anywhere.
     /// Only in shards that were served for `settled`: by then the nodes have told what they hold.
-    pub fn sweep_members(&self, settled: Duration, known: &dyn Fn(NodeId) -> Option<u64>) {
+    /// Returns what was taken out.
+    pub fn sweep_members(&self, settled: Duration, known: &dyn Fn(NodeId) -> Option<u64>) -> Vec<Holder> {
+        let mut all = Vec::new();
         for number in self.numbers() {
             self.with(number, |shard, moment| {
                 let since = shard.serving.map(|s| moment.now.at.saturating_duration_since(s));
@@ -273,9 +273,11 @@ impl Engine {
                 for before in shard.state.stale_holders(known) {
                     tracing::info!(node = %before.node, shard = number, "members of a node that is gone leave");
                     self.propose_quietly(shard, moment, Op::DropMembers { before });
+                    all.push(before);
                 }
             });
         }
+        all
     }
 
     pub fn holdings(&self) -> Holdings {

@@ -6,7 +6,7 @@ use super::lock;
 use crate::outlet::Outlet;
 use bytes::Bytes;
 use std::collections::{HashMap, HashSet, VecDeque};
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, RwLock};
 use std::time::{Duration, Instant};
 use weir_core::sync::{read, write};
@@ -18,8 +18,8 @@ use weir_wire::topic;
 pub struct Held {
     pub slot: Slot,
     pub node: NodeId,
-    /// Tells this attachment from earlier and later ones.
-    pub link: u64,
+    /// Tells this attachment from earlier and later ones; see [`Slots::renew`].
+    link: AtomicU64,
     /// Its lease had ended: what it tells of again was announced as gone, and is as back.
     pub was_expired: bool,
     pub name: String,
@@ -48,11 +48,18 @@ pub struct Slots {
 
 #[derive(Default)]
 struct Leases {
-    /// Nodes that hold members without being attached, and since when.
-    gone: HashMap<NodeId, Instant>,
+    /// Nodes that hold members without being attached.
+    gone: HashMap<NodeId, Gone>,
     /// The last ones whose lease ended.
     expired: VecDeque<NodeId>,
+    /// The newest that is known of.
     links: u64,
+}
+
+struct Gone {
+    since: Instant,
+    /// Its last one here.
+    link: u64,
 }
 
 /// Ended leases that are remembered.
@@ -85,11 +92,11 @@ impl Slots {
         // Under one lock with the end of a lease: a node is back in time, or it is not.
         let mut leases = lock(&self.leases);
         leases.gone.remove(&node);
-        leases.links = ms.max(leases.links + 1);
+        let link = leases.next_link(ms);
         let held = Arc::new(Held {
             slot: Slot(free as u16),
             node,
-            link: leases.links,
+            link: AtomicU64::new(link),
             was_expired: leases.expired.contains(&node),
             name: name.to_owned(),
             topic: self.topics[free].clone(),
@@ -109,7 +116,7 @@ impl Slots {
             Place::Held(held) if held.node == node => {
                 let held = held.clone();
                 *place = Place::Clearing;
-                lock(&self.leases).gone.insert(node, now);
+                lock(&self.leases).gone.insert(node, Gone { since: now, link: held.link() });
                 Some(held)
             }
             _ => None,
@@ -173,35 +180,57 @@ impl Slots {
         self.all().len()
     }
 
-    /// Ends leases that have run for `lease`. What these nodes hold from before their links (the
-    /// next ones they would get) is to be taken away.
+    /// Ends leases that have run for `lease`. What these nodes hold from before the links returned
+    /// is to be taken away: by their last one here, and not what they may have told elsewhere since.
     pub fn end_leases(&self, now: Instant, lease: Duration) -> Vec<Holder> {
         let mut leases = lock(&self.leases);
-        let due = |since: &Instant| now.duration_since(*since) >= lease;
-        let over: Vec<NodeId> = leases.gone.extract_if(|_, since| due(since)).map(|(node, _)| node).collect();
-        over.into_iter().map(|node| leases.end(node)).collect()
+        let due = |gone: &Gone| now.duration_since(gone.since) >= lease;
+        let over: Vec<_> = leases.gone.extract_if(|_, gone| due(gone)).collect();
+        over.into_iter().map(|(node, gone)| leases.end(node, &gone)).collect()
     }
 
     /// Ends one at once, unless the node is back.
     pub fn end_lease(&self, node: NodeId) -> Option<Holder> {
         let mut leases = lock(&self.leases);
-        leases.gone.remove(&node).map(|_| leases.end(node))
+        leases.gone.remove(&node).map(|gone| leases.end(node, &gone))
+    }
+
+    /// Of another broker: those given from now on are later, however the clocks stand.
+    pub fn heard(&self, link: u64) {
+        let mut leases = lock(&self.leases);
+        leases.links = leases.links.max(link);
+    }
+
+    /// A later link for one that stays attached.
+    pub fn renew(&self, held: &Held) {
+        let mut leases = lock(&self.leases);
+        let link = leases.next_link(0);
+        held.link.store(link, Relaxed);
     }
 }
 
 impl Leases {
-    fn end(&mut self, node: NodeId) -> Holder {
+    fn next_link(&mut self, ms: u64) -> u64 {
+        self.links = ms.max(self.links.saturating_add(1));
+        self.links
+    }
+
+    fn end(&mut self, node: NodeId, gone: &Gone) -> Holder {
         self.expired.push_back(node);
         if self.expired.len() > REMEMBERED {
             self.expired.pop_front();
         }
-        Holder { node, link: self.links + 1 }
+        Holder { node, link: gone.link.saturating_add(1) }
     }
 }
 
 impl Held {
     pub fn holder(&self) -> Holder {
-        Holder { node: self.node, link: self.link }
+        Holder { node: self.node, link: self.link() }
+    }
+
+    pub fn link(&self) -> u64 {
+        self.link.load(Relaxed)
     }
 
     pub fn add_interest(&self, channel: Arc<str>) {

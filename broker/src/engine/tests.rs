@@ -5,7 +5,7 @@ use super::*;
 use crate::replica::{Assignment, Limits};
 use std::sync::atomic::AtomicU64;
 use weir_conf::units::Secret;
-use weir_wire::entry::Call;
+use weir_wire::entry::{Call, Holder};
 use weir_wire::envelope::{
     Body, ClientInfo, Delivery, HistoryQuery, Member, Position, PresenceStats, Publish, StreamOptions,
 };
@@ -87,6 +87,7 @@ impl Outlet for Nowhere {
         true
     }
     fn close(&self, _: Bye) {}
+    fn tell_again(&self) {}
 }
 
 fn attach(engine: &Arc<Engine>, node: NodeId) -> Attachment {
@@ -104,7 +105,7 @@ async fn join(node: &Attachment, client: &str) {
 
 fn restored(clients: &[&str]) -> Restore {
     let members = clients.iter().map(|c| ("ch".to_owned(), member(c))).collect();
-    Restore { interest: vec![], members }
+    Restore { members, ..Restore::default() }
 }
 
 async fn clients(node: &Attachment) -> u32 {
@@ -234,6 +235,27 @@ async fn the_end_of_a_lease_spares_what_a_node_told_since_it_is_back() {
     assert!(engine.slots.end_leases(Instant::now() + LEASE, LEASE).is_empty(), "and it is not gone");
 }
 
+#[tokio::test]
+async fn the_end_of_a_lease_spares_what_a_node_told_elsewhere_since() {
+    let (engine, _receiver) = engine(1 << 20);
+    let first = attach(&engine, A);
+    let link = engine.slots.find(A).unwrap().link();
+    drop(first);
+    // Elsewhere it has a later link by now, and here others have still later ones.
+    let _other = attach(&engine, NodeId(9));
+    let over = engine.slots.end_leases(Instant::now() + LEASE, LEASE);
+    assert_eq!(over, [Holder { node: A, link: link + 1 }]);
+}
+
+#[tokio::test]
+async fn links_are_later_than_those_of_other_brokers_however_the_clocks_stand() {
+    let (engine, _receiver) = engine(1 << 20);
+    let elsewhere = Holder { node: A, link: u64::MAX / 2 };
+    engine.heard_of(&[elsewhere]);
+    let _here = attach(&engine, A);
+    assert!(engine.slots.find(A).unwrap().link() > elsewhere.link);
+}
+
 /// Tells the test what it is given.
 struct Told(tokio::sync::mpsc::UnboundedSender<Option<Bytes>>);
 
@@ -249,6 +271,7 @@ impl Outlet for Told {
         true
     }
     fn close(&self, _: Bye) {}
+    fn tell_again(&self) {}
 }
 
 #[tokio::test]

@@ -2,6 +2,7 @@
 //! test says so, assignments are given by the test, and time is what it says.
 
 use super::*;
+use crate::bus::local::LocalBus;
 use crate::engine::cluster::{Ask, Change, Store};
 use crate::engine::tests::{Nowhere, conf, member};
 use crate::replica::{Assignment, Limits, Now};
@@ -350,6 +351,29 @@ async fn another_owner_goes_on_where_the_first_one_ended() {
     assert!(
         !lock(&trio.engine(2).shards[usize::from(shard_of("ch", SHARDS))]).state.has_members_of(NodeId(1))
     );
+}
+
+#[tokio::test]
+async fn a_node_of_this_process_that_was_taken_for_gone_tells_again() {
+    let mut trio = Trio::start(1, &[0, 1], &[], false);
+    let (bus, _inbox) = LocalBus::attach(trio.engine(0), NodeId(1), "test", 10).unwrap();
+    let link = |trio: &Trio| trio.engine(0).slots.find(NodeId(1)).unwrap().link();
+    let join = tokio::spawn(async move { bus.join("ch".into(), member("c1")).await.map(|()| bus) });
+    tokio::task::yield_now().await;
+    trio.carry();
+    trio.pass(60);
+    let _bus = join.await.unwrap().unwrap();
+    assert_eq!(trio.members(1), ["c1"]);
+    let void = Holder { node: NodeId(1), link: link(&trio) + 10 };
+    trio.engine(1).drop_members(void);
+    trio.carry();
+    assert_eq!(trio.members(1), [] as [&str; 0]);
+    assert!(trio.engine(0).void(void) && link(&trio) > void.link);
+    assert!(!trio.engine(0).void(void), "it is about to");
+    tokio::task::yield_now().await;
+    trio.carry();
+    trio.pass(60);
+    assert_eq!(trio.members(1), ["c1"]);
 }
 
 #[tokio::test]

@@ -104,6 +104,10 @@ impl Outlet for LinkOutlet {
     fn close(&self, why: Bye) {
         self.queue.finish(codec::encode(&FromBroker::Bye(why)).ok());
     }
+
+    fn tell_again(&self) {
+        self.close(Bye::Void);
+    }
 }
 
 /// In chunks, so that no frame grows with the number of channels.

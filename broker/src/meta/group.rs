@@ -10,13 +10,14 @@
 
 mod join;
 mod leader;
+pub mod leave;
 mod renew;
 mod serve;
 mod status;
 mod submit;
 
 use super::call::{Answer, Ask, Call, No, decode, encode};
-use super::command::{Command, Refusal, Reply};
+use super::command::{Command, Reply};
 use super::controller::Policy;
 use super::lease::{Lease, Timing};
 use super::peers::{PeerError, Peers};
@@ -114,8 +115,6 @@ struct Renewal {
 
 /// Who may wait for a lease at once: some for each broker that a cluster may have.
 const RENEWALS: usize = 256;
-/// One that leaves asks again whether it has.
-const ASK_AGAIN: Duration = Duration::from_millis(250);
 /// Longest time for a snapshot of the state, at most a few hundred kilobytes.
 const SNAPSHOT: Duration = Duration::from_secs(5);
 
@@ -215,52 +214,6 @@ impl Group {
         self.inner.submit(commands, deadline).await
     }
 
-    /// Gives up what this broker holds, and the membership. Ends when the cluster has let it go.
-    pub async fn leave(&self, deadline: Instant) -> Result<(), LeaveError> {
-        let gone = |meta: &Meta, me| !meta.is_member(me);
-        self.give_up(Command::Leave { id: self.id() }, deadline, gone).await?;
-        self.inner.lease.end();
-        Ok(())
-    }
-
-    async fn give_up(
-        &self,
-        command: Command,
-        deadline: Instant,
-        done: impl Fn(&Meta, BrokerId) -> bool,
-    ) -> Result<(), LeaveError> {
-        let (mut meta, me) = (self.watch(), self.id());
-        loop {
-            match self.submit(vec![command.clone()], deadline).await {
-                // The others close their links to one that is gone: the state that says so may not come.
-                Err(SubmitError::NotMember) => return Ok(()),
-                Err(error) => return Err(LeaveError::Submit(error)),
-                Ok(replies) => match replies.into_iter().next() {
-                    Some(Err(Refusal::NotMember(_))) => return Ok(()),
-                    Some(Err(refusal)) if refusal != Refusal::NoChange => {
-                        return Err(LeaveError::Refused(refusal));
-                    }
-                    _ => {}
-                },
-            }
-            let look = deadline.min(Instant::now() + ASK_AGAIN);
-            match timeout_at(look, meta.wait_for(|meta| done(meta, me))).await {
-                Ok(_) => return Ok(()),
-                Err(_) if look < deadline => {}
-                Err(_) => return Err(LeaveError::StillHolds),
-            }
-        }
-    }
-
-    /// Gives up ownership before a restart, and stays a member: for a broker that comes back with
-    /// what it holds. Ends when it owns nothing; [`Group::join`] after the restart ends it.
-    pub async fn drain(&self, deadline: Instant) -> Result<(), LeaveError> {
-        self.give_up(Command::Drain { id: self.id() }, deadline, |meta, me| {
-            meta.shards.iter().all(|s| s.owner != Some(me))
-        })
-        .await
-    }
-
     /// Stops this broker's part. What it holds of the group's state stays in its store.
     pub async fn stop(&self) {
         self.inner.lease.end();
@@ -278,16 +231,6 @@ impl Group {
     pub async fn serve(&self, request: Bytes) -> Bytes {
         encode(&self.inner.serve(&request).await)
     }
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum LeaveError {
-    #[error("cannot leave: {0}")]
-    Refused(Refusal),
-    #[error("cannot leave: {0}")]
-    Submit(SubmitError),
-    #[error("some shards could not be handed over in time")]
-    StillHolds,
 }
 
 fn raft_config(conf: &Conf) -> Result<Config, StartError> {

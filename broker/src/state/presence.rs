@@ -21,9 +21,20 @@ struct Held {
     member: Member,
 }
 
+impl Held {
+    /// Told by the same node under a later link than this.
+    fn is_newer(&self, holder: Holder) -> bool {
+        self.holder.node == holder.node && self.holder.link > holder.link
+    }
+}
+
 impl Presence {
-    /// Adds or replaces a member; a new one that wants it is to be announced as joined.
+    /// Adds or replaces a member; a new one that wants it is to be announced as joined. A word that comes late, from
+    /// a broker that the node has left meanwhile, changes nothing.
     pub fn join(&mut self, holder: Holder, channel: &Arc<str>, member: Member) -> Option<ClientInfo> {
+        if self.held(channel, &member.info.client).is_some_and(|held| held.is_newer(holder)) {
+            return None;
+        }
         let members = self.channels.entry(channel.clone()).or_default();
         let announce = member.announced.then(|| member.info.clone());
         let old = members.insert(member.info.client.clone(), Held { holder, member });
@@ -34,12 +45,15 @@ impl Presence {
         }
     }
 
-    /// Removes a member that this node holds; one that was announced is to be announced as left.
-    pub fn leave(&mut self, node: NodeId, channel: &str, client: &str) -> Option<ClientInfo> {
-        let members = self.channels.get_mut(channel)?;
-        if members.get(client)?.holder.node != node {
+    /// Removes a member that this node holds, and has not told of since; one that was announced is to be announced
+    /// as left.
+    pub fn leave(&mut self, holder: Holder, channel: &str, client: &str) -> Option<ClientInfo> {
+        let held = self.held(channel, client)?;
+        let node = holder.node;
+        if held.holder.node != node || held.is_newer(holder) {
             return None;
         }
+        let members = self.channels.get_mut(channel)?;
         let held = members.remove(client)?;
         if !members.values().any(|h| h.holder.node == node) {
             self.forget(node, channel);
@@ -113,6 +127,10 @@ impl Presence {
         self.channels.iter().flat_map(|(c, members)| members.values().map(|h| (&**c, h.holder, &h.member)))
     }
 
+    fn held(&self, channel: &str, client: &str) -> Option<&Held> {
+        self.channels.get(channel)?.get(client)
+    }
+
     fn forget(&mut self, node: NodeId, channel: &str) {
         if let Some(channels) = self.by_node.get_mut(&node) {
             channels.remove(channel);
@@ -147,9 +165,9 @@ mod tests {
         assert!(p.join(A, &ch, member("u", "c1")).is_none(), "replaced, not new");
         assert!(p.join(B, &ch, member("u", "c2")).is_some());
         assert_eq!(p.stats("ch"), PresenceStats { clients: 2, users: 1 });
-        assert!(p.leave(B.node, "ch", "c1").is_none(), "another node's member");
-        assert_eq!(p.leave(A.node, "ch", "c1").map(|i| i.client), Some("c1".into()));
-        assert!(p.leave(A.node, "ch", "c1").is_none());
+        assert!(p.leave(B, "ch", "c1").is_none(), "another node's member");
+        assert_eq!(p.leave(A, "ch", "c1").map(|i| i.client), Some("c1".into()));
+        assert!(p.leave(A, "ch", "c1").is_none());
         assert!(end(&mut p, A).is_empty());
         assert_eq!(end(&mut p, B).len(), 1);
         assert!(p.channels.is_empty() && p.by_node.is_empty(), "nothing is left behind");
@@ -171,10 +189,21 @@ mod tests {
     }
 
     #[test]
+    fn what_comes_late_by_an_earlier_link_changes_nothing() {
+        let (mut p, ch) = (Presence::default(), Arc::<str>::from("ch"));
+        let back = Holder { link: LATER, ..A };
+        p.join(back, &ch, member("u", "c1"));
+        assert!(p.join(A, &ch, member("u", "c1")).is_none());
+        assert!(p.remove_before(back).is_empty(), "it is held by the later link");
+        assert!(p.leave(A, "ch", "c1").is_none() && p.stats("ch").clients == 1);
+        assert!(p.leave(back, "ch", "c1").is_some());
+    }
+
+    #[test]
     fn quiet_members_are_not_announced_and_hidden_ones_not_listed() {
         let (mut p, ch) = (Presence::default(), Arc::<str>::from("ch"));
         assert!(p.join(A, &ch, Member { announced: false, ..member("u", "c1") }).is_none());
-        assert!(p.leave(A.node, "ch", "c1").is_none());
+        assert!(p.leave(A, "ch", "c1").is_none());
         assert!(p.join(A, &ch, Member { listed: false, ..member("u", "c2") }).is_some());
         assert_eq!((p.members("ch").len(), p.stats("ch")), (0, PresenceStats::default()));
         assert!(end(&mut p, A).iter().all(|(c, i)| &**c == "ch" && i.client == "c2"));

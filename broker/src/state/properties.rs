@@ -53,7 +53,7 @@ fn op(rng: &mut StdRng) -> Op {
             let member = Member { info: info(rng), listed: rng.random(), announced: rng.random() };
             Op::Join { channel: channel(rng), holder: holder(rng), member, quiet: rng.random_bool(0.2) }
         }
-        15 => Op::Leave { channel: channel(rng), node: holder(rng).node, client: info(rng).client },
+        15 => Op::Leave { channel: channel(rng), holder: holder(rng), client: info(rng).client },
         16 => Op::DropMembers { before: holder(rng) },
         17..19 => Op::Expire { channels: (0..CHANNELS / 2).map(|_| channel(rng)).collect() },
         _ => Op::NewEpochs { seed: rng.random() },

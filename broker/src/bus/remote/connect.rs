@@ -66,6 +66,9 @@ pub(super) async fn keep_connected(shared: Arc<Shared>, conf: Node, events: Send
         }
         shared.metrics.failure(error.cause());
         tracing::warn!(node = %shared.node, name = shared.name, %error, "the link to the broker ended");
+        if matches!(error, LinkError::Bye(Bye::Void)) {
+            link.stay();
+        }
         tokio::select! {
             // A node that does not read its inbox has no use for a link either.
             _gone = events.send(Event::Link(false)) => {}
@@ -100,6 +103,11 @@ impl Connector {
             linked: None,
             last_error: String::new(),
         }
+    }
+
+    /// The next link is to the same broker, if it can be.
+    fn stay(&mut self) {
+        self.next += self.targets.len().saturating_sub(1);
     }
 
     async fn pause(&mut self) {

@@ -14,7 +14,7 @@ use tokio::task::coop::consume_budget;
 use tokio::time::{Instant, sleep_until, timeout};
 use weir_wire::codec;
 use weir_wire::envelope::Position;
-use weir_wire::peer::{FromBroker, FromNode};
+use weir_wire::peer::{Bye, FromBroker, FromNode};
 
 /// How soon taken deliveries are reported when they are few.
 const CREDIT_PERIOD: Duration = Duration::from_millis(50);
@@ -34,7 +34,7 @@ pub(super) async fn run(
         Err(error) => return error.into(),
     };
     if let Err(error) = shared.link_up(&queue) {
-        shared.link_down();
+        shared.link_down(false);
         return error.into();
     }
     let (error, write) = {
@@ -48,7 +48,7 @@ pub(super) async fn run(
             () = ended => (LinkError::Stopping, Some(write)),
         }
     };
-    shared.link_down();
+    shared.link_down(matches!(error, LinkError::Bye(Bye::Void)));
     shared.metrics.up.set(0);
     if let Some(write) = write {
         let bye = error.bye();
@@ -149,6 +149,7 @@ impl Link<'_> {
         self.events.try_send(Event::Resync(positions)).map_err(|_| LinkError::InboxFull)?;
         if !self.synced {
             self.synced = true;
+            self.shared.restored();
             self.shared.metrics.up.set(1);
             self.events.try_send(Event::Link(true)).map_err(|_| LinkError::InboxFull)?;
         }

@@ -19,6 +19,8 @@ pub struct Mirror {
     members: HashMap<Key, Held>,
     /// With the request that tells it, if there is one under way.
     departed: HashMap<Key, Option<u64>>,
+    /// The members were taken for gone, and announced as such.
+    void: bool,
 }
 
 struct Held {
@@ -195,7 +197,18 @@ impl Mirror {
             let size = size + info.conn_info.len() + info.chan_info.len() + 32;
             chunks.of_size(size).members.push((channel.clone(), held.member.clone()));
         }
+        chunks.all.iter_mut().for_each(|restore| restore.void = self.void);
         chunks.all
+    }
+
+    /// The broker says that what this node holds was dropped.
+    pub fn void(&mut self) {
+        self.void = true;
+    }
+
+    /// What a new link began with has come to the broker.
+    pub fn restored(&mut self) {
+        self.void = false;
     }
 
     /// What the broker has to hear after that.
@@ -283,6 +296,20 @@ mod tests {
         let restored: Vec<_> = m.restores().into_iter().flat_map(|r| r.members).collect();
         assert_eq!(restored, [("c".to_string(), changed)], "replaced, neither left nor came");
         assert_eq!(m.untold().len(), 1);
+    }
+
+    #[test]
+    fn members_that_were_taken_for_gone_are_restored_as_such_until_that_has_come_through() {
+        let mut m = Mirror::default();
+        let told = m.apply(join("a"), 1).unwrap();
+        m.done(&told, 1, &Outcome::Done);
+        let void = |m: &Mirror| m.restores().iter().map(|r| r.void).collect::<Vec<_>>();
+        assert_eq!(void(&m), [false]);
+        m.void();
+        assert_eq!(void(&m), [true]);
+        assert_eq!(void(&m), [true], "the link may break before it is heard");
+        m.restored();
+        assert_eq!(void(&m), [false]);
     }
 
     #[test]

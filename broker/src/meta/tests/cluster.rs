@@ -144,7 +144,7 @@ async fn the_last_one_cannot_leave() {
     let net = Net::new(8);
     let nodes = cluster(&net, &["a"], 4).await;
     let left = nodes[0].group.leave(within(1000)).await;
-    assert_eq!(left, Err(crate::meta::group::LeaveError::Refused(Refusal::LastBroker)));
+    assert_eq!(left, Err(crate::meta::group::leave::LeaveError::Refused(Refusal::LastBroker)));
 }
 
 #[tokio::test(start_paused = true)]
