@@ -75,6 +75,7 @@ pub struct Admit {
     /// Handshakes of an address that the budget refuses, by the same quota as those that it lets in:
     /// they cost it none of those, and it can't make the line look longer than that.
     put_off: Option<Arc<Rates>>,
+    tls_handshakes: Option<Arc<Rates>>,
     budget: Option<Arc<Budget>>,
     tokens: BTreeMap<String, Arc<Verifier>>,
     routes: HashMap<String, Arc<RouteState>>,
@@ -133,6 +134,12 @@ impl Admit {
             deny: conf.deny.clone(),
             handshakes: handshakes(before.and_then(|b| b.handshakes.as_ref())),
             put_off: handshakes(before.and_then(|b| b.put_off.as_ref())),
+            tls_handshakes: renewed(
+                before.and_then(|b| b.tls_handshakes.as_ref()),
+                conf.tls.handshake_rate,
+                conf.tls.handshake_burst,
+                now,
+            ),
             budget: same_budget.cloned().or_else(|| Budget::new(conf.admission, now).map(Arc::new)),
             routes: routes.collect(),
             claim_headers: tokens.values().flat_map(|token| token.claim_headers()).cloned().collect(),
@@ -167,6 +174,17 @@ impl Admit {
         place.map_err(|()| Refused::full("connections_per_ip"))
     }
 
+    /// One TLS handshake of this address.
+    pub fn tls_handshake(&self, ip: IpAddr) -> Result<(), Refused> {
+        let Some(rates) = &self.tls_handshakes else { return Ok(()) };
+        rates.take(self.key(ip), Instant::now()).map_err(|wait| Refused::too_fast("tls_handshake_rate", wait))
+    }
+
+    /// Whether this address has had all that it may have now.
+    pub fn owes_tls_handshakes(&self, ip: IpAddr) -> bool {
+        self.tls_handshakes.as_ref().is_some_and(|rates| rates.owes(self.key(ip), Instant::now()))
+    }
+
     /// Leave to answer a refused connection with patience.
     pub fn linger(&self) -> Option<Tallied> {
         self.lasting.lingering.place(MAX_LINGERING).ok().flatten()
@@ -191,7 +209,7 @@ impl Admit {
     /// Forgets addresses and keys that have no debt. To be called every few seconds.
     pub fn sweep(&self) {
         let now = Instant::now();
-        let own = [&self.handshakes, &self.put_off].into_iter().flatten();
+        let own = [&self.handshakes, &self.put_off, &self.tls_handshakes].into_iter().flatten();
         for rates in own.chain(self.routes.values().flat_map(|route| route.rates())) {
             rates.sweep(now);
         }

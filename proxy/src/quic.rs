@@ -64,6 +64,12 @@ pub trait Host: Send + Sync + 'static {
     /// client has moved.
     fn address(&self, ip: IpAddr) -> Result<Option<KeyPlace>, Refused>;
 
+    /// One TLS handshake of an address that was shown to be the client's.
+    fn handshake(&self, ip: IpAddr) -> Result<(), Refused>;
+
+    /// Whether that would be refused now.
+    fn owes(&self, ip: IpAddr) -> bool;
+
     /// Speaks HTTP/3; returns when the connection is over. Its places are held until then.
     fn serve(self: Arc<Self>, arrival: Arrival) -> impl Future<Output = ()> + Send;
 }

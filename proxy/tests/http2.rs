@@ -36,6 +36,11 @@ struct Front {
 
 /// A proxy with TLS, an echoing server behind it, and this conf besides.
 async fn front(conf: &str) -> (Front, Arc<AtomicUsize>) {
+    front_with(conf, "").await
+}
+
+/// The same, with more in `[proxy.tls]`.
+async fn front_with(conf: &str, tls: &str) -> (Front, Arc<AtomicUsize>) {
     let files = tempfile::tempdir().unwrap();
     let CertifiedKey { cert, signing_key } = generate_simple_self_signed(["a.test".to_owned()]).unwrap();
     let (pem, key) = (files.path().join("cert.pem"), files.path().join("key.pem"));
@@ -45,7 +50,7 @@ async fn front(conf: &str) -> (Front, Arc<AtomicUsize>) {
     let text = format!(
         "roles = [\"proxy\"]\n[proxy]\nlisten = \"127.0.0.1:0\"\nthreads = 2\nhandshake_rate = \"0/s\"\n\
          max_connections_per_ip = 0\n{conf}\n[proxy.tls]\nlisten = [\"127.0.0.1:0\"]\nhsts = \"1h\"\n\
-         certificates = [{{ cert = {pem:?}, key = {key:?} }}]\n\
+         certificates = [{{ cert = {pem:?}, key = {key:?} }}]\n{tls}\n\
          [proxy.upstream.app]\nservers = [\"{server}\"]\n[[proxy.route]]\nto = \"app\"\n"
     );
     let conf = load(&Sources::new().text("test", text)).unwrap_or_else(|errors| panic!("{errors}")).config;
@@ -385,4 +390,17 @@ async fn http_1_over_tls_is_the_same_proxy() {
     timeout(HANGS, tls.read_exact(&mut echo)).await.unwrap().unwrap();
     assert_eq!(echo, HELLO);
     assert!(front.metric("tunnels{transport=\"h1\"} 1"));
+}
+
+/// Without TLS there is nothing that can be said to it, and an answer over TLS would cost what is to be spared.
+#[tokio::test]
+async fn an_address_over_its_rate_of_tls_handshakes_is_let_go_before_the_next() {
+    let (front, _) = front_with("", "handshake_rate = \"1/h\"\nhandshake_burst = 2").await;
+    let _open = (front.tls(b"http/1.1").await, front.connect().await);
+    let mut third = TcpStream::connect(front.addr).await.unwrap();
+    let mut answer = Vec::new();
+    timeout(HANGS, third.read_to_end(&mut answer)).await.unwrap().unwrap();
+    assert_eq!(answer, b"");
+    assert!(front.metric("refused_total{cause=\"tls_handshake_rate\"} 1"));
+    assert!(front.metric("tls_handshakes_total{outcome=\"accepted\"} 2"));
 }

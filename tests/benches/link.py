@@ -122,6 +122,7 @@ max_connections_per_ip = 0
 [proxy.tls]
 listen = ["0.0.0.0:{TLS}"]
 certificates = [{{ cert = "{folder}/cert.pem", key = "{folder}/key.pem" }}]
+handshake_rate = "0/s"
 [[proxy.route]]
 to = "node"
 [node]

@@ -87,6 +87,7 @@ max_connections = 0
 [proxy.tls]
 listen = ["{HOST}:{TLS}"]
 certificates = [{{ cert = "{folder}/cert.pem", key = "{folder}/key.pem" }}]
+handshake_rate = "0/s"
 [proxy.upstream.node]
 servers = ["{HOST}:{NODE}"]
 [[proxy.route]]

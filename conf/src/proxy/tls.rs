@@ -4,6 +4,7 @@
 use crate::inline::Inline;
 use crate::section::{Reader, Value, keys};
 use crate::tree::{Item, Raw};
+use crate::units::Rate;
 use crate::value::words;
 use crate::write::quote;
 use std::net::SocketAddr;
@@ -21,6 +22,9 @@ pub struct Tls {
     pub session_tickets: bool,
     /// From the first byte to the end of the handshake.
     pub handshake_timeout: Duration,
+    /// Handshakes per address, over TCP and QUIC.
+    pub handshake_rate: Option<Rate>,
+    pub handshake_burst: u32,
     /// `max-age` of Strict-Transport-Security. Zero: not sent.
     pub hsts: Duration,
     /// Whether listeners without TLS send their clients to those with.
@@ -66,6 +70,8 @@ keys!(Tls {
     client_ca,
     session_tickets,
     handshake_timeout in Duration::from_millis(1)..,
+    handshake_rate,
+    handshake_burst in 1..,
     hsts,
     redirect_http,
 });

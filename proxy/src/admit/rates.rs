@@ -83,6 +83,14 @@ impl Rates {
         self.judge(self.groups.entry(key.group()).or_insert(0).value_mut(), now)
     }
 
+    /// Whether this client would be refused now. Nothing is taken.
+    pub fn owes(&self, key: Key, now: Instant) -> bool {
+        let now = self.since(now);
+        let known = self.known.get(&key).map(|paid| *paid);
+        let paid = known.or_else(|| self.groups.get(&key.group()).map(|paid| *paid));
+        paid.is_some_and(|paid| paid.saturating_sub(now) > self.quota.slack())
+    }
+
     /// What was taken was not used after all.
     pub fn give_back(&self, key: Key) {
         if let Some(mut paid) = self.known.get_mut(&key) {
@@ -154,8 +162,10 @@ mod tests {
     fn a_burst_then_the_rate_and_the_wait_is_told() {
         let (rates, now) = rates(0.5, 3);
         for _ in 0..3 {
+            assert!(!rates.owes(ip("127.0.0.1"), now));
             rates.take(ip("127.0.0.1"), now).unwrap();
         }
+        assert!(rates.owes(ip("127.0.0.1"), now) && !rates.owes(ip("127.0.0.2"), now));
         assert_eq!(rates.take(ip("127.0.0.1"), now), Err(Duration::from_secs(2)));
         rates.take(ip("127.0.0.2"), now).unwrap();
         let later = now + Duration::from_secs(2);

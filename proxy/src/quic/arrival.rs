@@ -113,7 +113,11 @@ impl<H: Host> Hall<H> {
     pub fn enter(&self, incoming: Incoming, door: &Door) {
         let (peer, validated) = (incoming.remote_address(), incoming.remote_address_validated());
         let under_way = usize::try_from(self.metrics.handshakes.get()).unwrap_or(0);
-        let verdict = door.policy.verdict(under_way, validated);
+        let verdict = match door.policy.verdict(under_way, validated) {
+            // Whoever it is that owes: it may be somebody else who writes its address on packets.
+            Verdict::Accept if !validated && self.host.owes(peer.ip()) => Verdict::Retry,
+            verdict => verdict,
+        };
         let outcome = match verdict {
             Verdict::Ignore => {
                 incoming.ignore();
@@ -123,7 +127,7 @@ impl<H: Host> Hall<H> {
                 incoming.refuse();
                 "refused"
             }
-            Verdict::Accept | Verdict::Retry => match self.places(peer.ip()) {
+            Verdict::Accept | Verdict::Retry => match self.places(peer.ip(), validated) {
                 Err(Refused { cause, .. }) => {
                     tracing::debug!(cause, "QUIC connection refused");
                     incoming.refuse();
@@ -140,7 +144,11 @@ impl<H: Host> Hall<H> {
         self.metrics.incoming(outcome);
     }
 
-    fn places(&self, ip: IpAddr) -> Result<(Place, Option<KeyPlace>), Refused> {
+    /// An address that was not shown to be the client's pays for its handshake when that is over.
+    fn places(&self, ip: IpAddr, validated: bool) -> Result<(Place, Option<KeyPlace>), Refused> {
+        if validated {
+            self.host.handshake(ip)?;
+        }
         Ok((self.host.connection(ip)?, self.host.address(ip)?))
     }
 
@@ -224,7 +232,10 @@ impl<H: Host> Handshake<H> {
     fn own_place(&mut self) -> Result<Option<KeyPlace>, Refused> {
         match self.validated {
             true => Ok(self.own.take()),
-            false => self.host.address(self.peer.ip()),
+            false => {
+                self.host.handshake(self.peer.ip())?;
+                self.host.address(self.peer.ip())
+            }
         }
     }
 

@@ -88,6 +88,9 @@ pub struct Echo {
     pub early: AtomicUsize,
     /// Whether each stream counts as a connection of its address, besides.
     pub count_streams: AtomicBool,
+    /// Handshakes that there were, and that there may be; 0: no limit.
+    pub shaken: AtomicUsize,
+    pub max_shaken: AtomicUsize,
 }
 
 impl Host for Echo {
@@ -106,6 +109,19 @@ impl Host for Echo {
         }
         let key = crate::admit::key::of_ip(ip, 64);
         self.counts.place(key, self.max_per_ip.load(Relaxed)).map_err(|()| refused("connections_per_ip"))
+    }
+
+    fn handshake(&self, ip: IpAddr) -> Result<(), Refused> {
+        if self.owes(ip) {
+            return Err(Refused { status: 429, cause: "tls_handshake_rate", retry_after: None });
+        }
+        self.shaken.fetch_add(1, Relaxed);
+        Ok(())
+    }
+
+    fn owes(&self, _: IpAddr) -> bool {
+        let max = self.max_shaken.load(Relaxed);
+        max != 0 && self.shaken.load(Relaxed) >= max
     }
 
     async fn serve(self: Arc<Self>, arrival: Arrival) {
@@ -288,6 +304,31 @@ async fn above_the_threshold_clients_show_their_address_once() {
         served.counted("incoming", "retry", 1 + sent).await;
     }
     assert_eq!(served.metrics.handshakes.get(), 0);
+}
+
+/// Who only writes its address on packets takes nothing from it, and gets no further than anybody.
+#[tokio::test]
+async fn an_address_over_its_rate_of_handshakes_has_to_show_itself_and_is_refused() {
+    let cert = Cert::new(0);
+    let served = Served::start(&conf(), &cert, None, Echo::default());
+    served.host.max_shaken.store(2, Relaxed);
+    for sent in 1..=5 {
+        // Never finished.
+        raw(served.addr()).await.send(&initial(&cert).await).await.unwrap();
+        served.counted("incoming", "accepted", sent).await;
+    }
+    assert_eq!(served.host.shaken.load(Relaxed), 0);
+    let client = client();
+    for _ in 0..2 {
+        Line::open(&connect(&client, cert.client(), served.addr()).await).await;
+    }
+    let counted = |outcome| served.metrics.count("incoming", outcome);
+    assert_eq!((counted("retry"), counted("denied")), (0, 0));
+    let third = client.connect_with(cert.client(), served.addr(), "localhost").unwrap().await;
+    assert!(matches!(third, Err(quinn::ConnectionError::ConnectionClosed(_))), "{third:?}");
+    assert_eq!((counted("retry"), counted("denied")), (1, 1));
+    served.host.max_shaken.store(3, Relaxed);
+    Line::open(&connect(&client, cert.client(), served.addr()).await).await;
 }
 
 #[tokio::test]

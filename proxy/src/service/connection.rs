@@ -56,6 +56,11 @@ impl Service {
         let Kind::Tls(speaks) = kind else {
             return self.http1(client, link, places, &shutdown).await;
         };
+        if !snapshot.trusted.contains(peer.ip())
+            && let Err(refused) = snapshot.admit.tls_handshake(peer.ip())
+        {
+            return self.close(&refused);
+        }
         let (ClientStream::Tcp(stream), ahead) = client.into_parts() else { return };
         let arrived = Arrived { stream, ahead: ahead.into(), local: local.ip(), speaks };
         let Ok(stream) = snapshot.tls.accept(arrived, snapshot.conf.tls.handshake_timeout).await else {

@@ -50,6 +50,19 @@ impl Host for Front {
         }
     }
 
+    fn handshake(&self, ip: IpAddr) -> Result<(), Refused> {
+        let snapshot = self.service.snapshot.load();
+        match snapshot.trusted.contains(ip) {
+            true => Ok(()),
+            false => snapshot.admit.tls_handshake(ip),
+        }
+    }
+
+    fn owes(&self, ip: IpAddr) -> bool {
+        let snapshot = self.service.snapshot.load();
+        !snapshot.trusted.contains(ip) && snapshot.admit.owes_tls_handshakes(ip)
+    }
+
     async fn serve(self: Arc<Self>, arrival: Arrival) {
         let snapshot = self.service.snapshot.load_full();
         let shown = arrival.connection.peer_identity();

@@ -74,7 +74,7 @@ impl Secure {
             conf::all_tiers()
         );
         let spec = Spec::text("weir", text).set("proxy.handshake_rate", "0/s");
-        let spec = spec.set("proxy.max_connections_per_ip", "0");
+        let spec = spec.set("proxy.max_connections_per_ip", "0").set("proxy.tls.handshake_rate", "0/s");
         let weir =
             Embedded::start_spec(set.iter().fold(spec, |spec, (key, value)| spec.set(key, value))).await;
         Secure { weir, tls }

@@ -29,7 +29,7 @@ async fn all_servers_down_is_503_at_once_and_they_come_back() {
         assert_eq!(refusal.status(), 503);
         let wait = refusal.headers().get("retry-after").expect("Retry-After").to_str().unwrap();
         assert!(wait.parse::<u64>().unwrap() >= 1, "{wait}");
-        assert!(start.elapsed() < Duration::from_secs(1), "took {:?}", start.elapsed());
+        assert!(start.elapsed() < Duration::from_secs(3), "took {:?}", start.elapsed());
     }
     let page = http::get(listen.addr(), "/page").await;
     assert_eq!(page.status, 503);

@@ -172,7 +172,7 @@ fn ten_thousand_connects_from_one_network() {
         );
         assert!(held <= PER_ADDRESS, "{held} of one network let in");
         assert_eq!(held + refused, CONNECTS);
-        assert!(during < (2 * calm).max(Duration::from_millis(250)), "p99 {during:?}, calm {calm:?}");
+        assert!(during < (2 * calm).max(Duration::from_secs(1)), "p99 {during:?}, calm {calm:?}");
         assert!(grown < 32 * 1024, "{grown} KiB");
         let counted = process.metric("weir_proxy_refused_total", &[]).await;
         assert_eq!(counted as usize, refused);

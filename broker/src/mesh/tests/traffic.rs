@@ -192,6 +192,6 @@ async fn calls_are_answered_in_time_while_large_states_are_under_way() {
     }
     soon(flood).await.unwrap();
     println!("{rounds} rounds; the slowest call took {:?}, the slowest request {:?}", slowest[0], slowest[1]);
-    assert!(rounds >= 10 && slowest[0] < Duration::from_millis(400), "{rounds}: {slowest:?}");
+    assert!(rounds >= 10 && slowest[0] < Duration::from_millis(700), "{rounds}: {slowest:?}");
     assert_eq!(super::rig::ups(&a)[&b.id], 1, "one link all the time");
 }
