@@ -100,6 +100,11 @@ impl LinkError {
         }
     }
 
+    /// The broker says that what this node holds was dropped.
+    pub fn is_void(&self) -> bool {
+        matches!(self, LinkError::Bye(Bye::Void))
+    }
+
     /// What the other side is told, if anything.
     pub fn bye(&self) -> Option<Bye> {
         match self {

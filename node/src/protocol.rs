@@ -3,6 +3,7 @@
 
 pub mod json;
 pub mod protobuf;
+mod request;
 
 use bytes::Bytes;
 use std::sync::Arc;

@@ -12,6 +12,7 @@ mod admit;
 mod answer;
 mod batched;
 mod client;
+mod delegate;
 mod error;
 mod forward;
 mod front {

@@ -6,13 +6,15 @@
 
 use crate::LocalNode;
 use crate::acme::Acme;
-use crate::admit::Admit;
+use crate::admit::counts::KeyPlace;
+use crate::admit::{Admit, Refused};
 use crate::error::BindError;
 use crate::metrics::Metrics;
 use crate::route::{Action, Route, Routes, Target};
 use crate::tls::Tls;
 use crate::upstream::Upstream;
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::sync::Arc;
 use weir_conf::proxy::Action as Does;
 use weir_core::client_addr::Trusted;
@@ -30,6 +32,22 @@ pub struct Snapshot {
 }
 
 impl Snapshot {
+    /// A place among the connections of this address; trusted proxies speak for many, and have no limit.
+    pub fn address(&self, ip: IpAddr) -> Result<Option<KeyPlace>, Refused> {
+        match self.trusted.contains(ip) {
+            true => Ok(None),
+            false => self.admit.address(ip),
+        }
+    }
+
+    /// One TLS handshake of this address; the same.
+    pub fn tls_handshake(&self, ip: IpAddr) -> Result<(), Refused> {
+        match self.trusted.contains(ip) {
+            true => Ok(()),
+            false => self.admit.tls_handshake(ip),
+        }
+    }
+
     /// `before` is the one that this will replace. May block: names are resolved.
     pub fn build(
         conf: &weir_conf::proxy::Proxy,

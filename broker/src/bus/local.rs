@@ -82,9 +82,7 @@ impl LocalBus {
             None => Err(BusError::Unavailable("detached")),
         }
     }
-}
 
-impl LocalBus {
     /// Under a later link, until all is told.
     async fn tell_again(self: Arc<Self>) {
         let Some(members) = &self.members else { return };
@@ -94,8 +92,8 @@ impl LocalBus {
             let again = |key: Key| {
                 // While the members are held: a leave comes behind it.
                 let all = lock(members);
-                let member = all.get(&key)?.clone();
-                Some((attachment.join_again(key.0.clone(), member), key))
+                let (channel, member) = (key.0.clone(), all.get(&key)?.clone());
+                Some((attachment.submit(Op::Join { channel, member }), key))
             };
             let told: Vec<_> = keys.into_iter().filter_map(again).collect();
             // Not held while others answer: the bus may be given up meanwhile.

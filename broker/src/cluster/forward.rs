@@ -75,9 +75,7 @@ impl Forwards {
             false => Submitted::Later(later),
         }
     }
-}
 
-impl Forwards {
     /// This broker owns the call's shard, and takes it up itself.
     pub fn overtake(&self, call: &Call) {
         self.members.overtake(call);

@@ -5,7 +5,7 @@ use super::{Engine, Submitted};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use weir_wire::entry::Call;
-use weir_wire::envelope::{Control, Member, Question};
+use weir_wire::envelope::{Control, Question};
 use weir_wire::peer::{Bye, Op, Outcome, Restore};
 
 /// A node's hold on its place. Dropped: its interest ends, its members stay for `node_lease`.
@@ -103,11 +103,6 @@ impl Attachment {
                 }
             }
         });
-    }
-
-    /// A member that was dropped while it was here: announced as back.
-    pub fn join_again(&self, channel: String, member: Member) -> Submitted {
-        self.submit(Op::Join { channel, member })
     }
 
     /// What this node tells from now on is of a later link, as if it had come anew.

@@ -2,13 +2,13 @@
 //! WebTransport.
 
 use super::session::SessionStream;
+use crate::delegate::delegate;
 use crate::front::stream::RequestStream;
 use crate::tunnel::flushed::Flushed;
 use crate::tunnel::presence::{self, End, Peer, Presence};
-use std::io::{self, IoSlice};
 use std::pin::Pin;
-use std::task::{Context, Poll};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use std::task::Context;
+use tokio::io::AsyncWrite;
 use tokio::net::TcpStream;
 
 /// TLS over a client's socket.
@@ -44,16 +44,7 @@ impl ClientStream {
     }
 }
 
-macro_rules! each {
-    ($this:expr, $stream:ident => $call:expr) => {
-        match &mut *$this {
-            ClientStream::Tcp($stream) => $call,
-            ClientStream::Tls($stream) => $call,
-            ClientStream::Stream($stream) => $call,
-            ClientStream::Session($stream) => $call,
-        }
-    };
-}
+delegate!(ClientStream { Tcp, Tls, Stream, Session }, vectored: Tcp, Tls);
 
 impl Peer for ClientStream {
     fn presence(&mut self, cx: &mut Context<'_>) -> Presence {
@@ -87,41 +78,5 @@ impl Peer for ClientStream {
             ClientStream::Session(stream) => stream.reset_on_close(),
             _ => drop(self.socket().map(presence::reset_tcp)),
         }
-    }
-}
-
-impl AsyncRead for ClientStream {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        each!(self, stream => Pin::new(stream).poll_read(cx, buf))
-    }
-}
-
-impl AsyncWrite for ClientStream {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
-        each!(self, stream => Pin::new(stream).poll_write(cx, data))
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        data: &[IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        each!(self, stream => Pin::new(stream).poll_write_vectored(cx, data))
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        matches!(self, ClientStream::Tcp(_) | ClientStream::Tls(_))
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        each!(self, stream => Pin::new(stream).poll_flush(cx))
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        each!(self, stream => Pin::new(stream).poll_shutdown(cx))
     }
 }

@@ -113,11 +113,7 @@ impl<H: Host> Hall<H> {
     pub fn enter(&self, incoming: Incoming, door: &Door) {
         let (peer, validated) = (incoming.remote_address(), incoming.remote_address_validated());
         let under_way = usize::try_from(self.metrics.handshakes.get()).unwrap_or(0);
-        let verdict = match door.policy.verdict(under_way, validated) {
-            // Whoever it is that owes: it may be somebody else who writes its address on packets.
-            Verdict::Accept if !validated && self.host.owes(peer.ip()) => Verdict::Retry,
-            verdict => verdict,
-        };
+        let verdict = door.policy.verdict(under_way, validated, || self.host.owes(peer.ip()));
         let outcome = match verdict {
             Verdict::Ignore => {
                 incoming.ignore();

@@ -4,10 +4,14 @@
 //! whoever made it up. So the more is under way, the less such a packet gets:
 //!
 //! ```text
-//!   under way:      0 ........ retry_above ........ max_handshakes ........
-//!   not validated   accept     retry                ignore
-//!   validated       accept     accept               refuse
+//!   under way:              0 ........ retry_above ........ max_handshakes ........
+//!   not validated           accept     retry                ignore
+//!   not validated, it owes  retry      retry                ignore
+//!   validated               accept     accept               refuse
 //! ```
+//!
+//! An address owes that has had all the handshakes it may have now. Whether it really is the client's is open,
+//! so it is asked to show that before anything is held against it.
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Policy {
@@ -32,13 +36,13 @@ impl Policy {
         Policy { retry_above: conf.retry_above, max_handshakes: conf.max_handshakes }
     }
 
-    /// `validated`: by a token of ours the client was seen at this address.
-    pub fn verdict(&self, under_way: usize, validated: bool) -> Verdict {
+    /// `validated`: by a token of ours the client was seen at this address. `owes` is asked where it matters.
+    pub fn verdict(&self, under_way: usize, validated: bool, owes: impl FnOnce() -> bool) -> Verdict {
         let full = self.max_handshakes != 0 && under_way >= self.max_handshakes;
         match (full, validated) {
             (true, true) => Verdict::Refuse,
             (true, false) => Verdict::Ignore,
-            (false, false) if under_way >= self.retry_above => Verdict::Retry,
+            (false, false) if under_way >= self.retry_above || owes() => Verdict::Retry,
             (false, _) => Verdict::Accept,
         }
     }
@@ -63,8 +67,16 @@ mod tests {
             (policy(10, 0), usize::MAX, Retry, Accept),
             (policy(usize::MAX, 5), 5, Ignore, Refuse),
         ] {
-            assert_eq!(policy.verdict(under_way, false), unknown, "{policy:?}, {under_way}");
-            assert_eq!(policy.verdict(under_way, true), validated, "{policy:?}, {under_way}");
+            assert_eq!(policy.verdict(under_way, false, || false), unknown, "{policy:?}, {under_way}");
+            assert_eq!(policy.verdict(under_way, true, || false), validated, "{policy:?}, {under_way}");
         }
+    }
+
+    #[test]
+    fn an_address_that_owes_has_to_be_shown_and_nothing_is_asked_of_it_in_vain() {
+        let policy = Policy { retry_above: 10, max_handshakes: 20 };
+        assert_eq!(policy.verdict(0, false, || true), Retry);
+        assert_eq!(policy.verdict(20, false, || panic!("it is ignored in any case")), Ignore);
+        assert_eq!(policy.verdict(0, true, || panic!("it pays when it comes in")), Accept);
     }
 }

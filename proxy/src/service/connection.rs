@@ -56,9 +56,7 @@ impl Service {
         let Kind::Tls(speaks) = kind else {
             return self.http1(client, link, places, &shutdown).await;
         };
-        if !snapshot.trusted.contains(peer.ip())
-            && let Err(refused) = snapshot.admit.tls_handshake(peer.ip())
-        {
+        if let Err(refused) = snapshot.tls_handshake(peer.ip()) {
             return self.close(&refused);
         }
         let (ClientStream::Tcp(stream), ahead) = client.into_parts() else { return };
@@ -214,11 +212,8 @@ impl Service {
 
     /// Among all, and among those of its address; a trusted peer's has none of the latter.
     pub(super) fn place(&self, snapshot: &Snapshot, peer: IpAddr) -> Result<Places, Refused> {
-        let (admit, place) = (&snapshot.admit, snapshot.admit.connection()?);
-        match snapshot.trusted.contains(peer) {
-            true => Ok((Some(place), None)),
-            false => Ok((Some(place), admit.address(peer)?)),
-        }
+        let place = snapshot.admit.connection()?;
+        Ok((Some(place), snapshot.address(peer)?))
     }
 
     /// Whether a kept-alive connection brings another request.

@@ -43,19 +43,11 @@ impl Host for Front {
     }
 
     fn address(&self, ip: IpAddr) -> Result<Option<KeyPlace>, Refused> {
-        let snapshot = self.service.snapshot.load();
-        match snapshot.trusted.contains(ip) {
-            true => Ok(None),
-            false => snapshot.admit.address(ip),
-        }
+        self.service.snapshot.load().address(ip)
     }
 
     fn handshake(&self, ip: IpAddr) -> Result<(), Refused> {
-        let snapshot = self.service.snapshot.load();
-        match snapshot.trusted.contains(ip) {
-            true => Ok(()),
-            false => snapshot.admit.tls_handshake(ip),
-        }
+        self.service.snapshot.load().tls_handshake(ip)
     }
 
     fn owes(&self, ip: IpAddr) -> bool {

@@ -16,10 +16,10 @@ pub fn client(insecure: bool, ca: Option<&Path>, alpn: &[u8]) -> Result<ClientCo
         .map_err(|e| e.to_string())?
         .dangerous();
     let verifier: Arc<dyn ServerCertVerifier> = match insecure {
-        true => Arc::new(Anybody(provider)),
+        true => Arc::new(Unchecked { takes: true, provider }),
         false => match roots(ca)? {
-            // Fine as long as nothing speaks TLS; then the verifier below refuses.
-            roots if roots.is_empty() => Arc::new(Nobody(provider)),
+            // The system knows no authority: fine as long as nothing speaks TLS.
+            roots if roots.is_empty() => Arc::new(Unchecked { takes: false, provider }),
             roots => WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider)
                 .build()
                 .map_err(|e| e.to_string())?,
@@ -49,43 +49,14 @@ fn roots(ca: Option<&Path>) -> Result<RootCertStore, String> {
     Ok(roots)
 }
 
-/// Takes any certificate, as long as the server has its key.
+/// Looks at no certificate: takes any, as long as the server has its key, or none.
 #[derive(Debug)]
-struct Anybody(Arc<CryptoProvider>);
-
-/// The system knows no authority.
-#[derive(Debug)]
-struct Nobody(Arc<CryptoProvider>);
-
-macro_rules! signatures {
-    () => {
-        fn verify_tls12_signature(
-            &self,
-            message: &[u8],
-            cert: &CertificateDer<'_>,
-            signed: &DigitallySignedStruct,
-        ) -> Result<HandshakeSignatureValid, rustls::Error> {
-            let algorithms = &self.0.signature_verification_algorithms;
-            rustls::crypto::verify_tls12_signature(message, cert, signed, algorithms)
-        }
-
-        fn verify_tls13_signature(
-            &self,
-            message: &[u8],
-            cert: &CertificateDer<'_>,
-            signed: &DigitallySignedStruct,
-        ) -> Result<HandshakeSignatureValid, rustls::Error> {
-            let algorithms = &self.0.signature_verification_algorithms;
-            rustls::crypto::verify_tls13_signature(message, cert, signed, algorithms)
-        }
-
-        fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-            self.0.signature_verification_algorithms.supported_schemes()
-        }
-    };
+struct Unchecked {
+    takes: bool,
+    provider: Arc<CryptoProvider>,
 }
 
-impl ServerCertVerifier for Anybody {
+impl ServerCertVerifier for Unchecked {
     fn verify_server_cert(
         &self,
         _: &CertificateDer<'_>,
@@ -94,23 +65,35 @@ impl ServerCertVerifier for Anybody {
         _: &[u8],
         _: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
-        Ok(ServerCertVerified::assertion())
+        match self.takes {
+            true => Ok(ServerCertVerified::assertion()),
+            false => {
+                Err(rustls::Error::General("this system knows no authority; see --ca and --insecure".into()))
+            }
+        }
     }
 
-    signatures!();
-}
-
-impl ServerCertVerifier for Nobody {
-    fn verify_server_cert(
+    fn verify_tls12_signature(
         &self,
-        _: &CertificateDer<'_>,
-        _: &[CertificateDer<'_>],
-        _: &ServerName<'_>,
-        _: &[u8],
-        _: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        Err(rustls::Error::General("this system knows no authority; see --ca and --insecure".into()))
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        let algorithms = &self.provider.signature_verification_algorithms;
+        rustls::crypto::verify_tls12_signature(message, cert, signed, algorithms)
     }
 
-    signatures!();
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        let algorithms = &self.provider.signature_verification_algorithms;
+        rustls::crypto::verify_tls13_signature(message, cert, signed, algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.provider.signature_verification_algorithms.supported_schemes()
+    }
 }

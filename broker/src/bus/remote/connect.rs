@@ -66,7 +66,7 @@ pub(super) async fn keep_connected(shared: Arc<Shared>, conf: Node, events: Send
         }
         shared.metrics.failure(error.cause());
         tracing::warn!(node = %shared.node, name = shared.name, %error, "the link to the broker ended");
-        if matches!(error, LinkError::Bye(Bye::Void)) {
+        if error.is_void() {
             link.stay();
         }
         tokio::select! {

@@ -14,7 +14,7 @@ use tokio::task::coop::consume_budget;
 use tokio::time::{Instant, sleep_until, timeout};
 use weir_wire::codec;
 use weir_wire::envelope::Position;
-use weir_wire::peer::{Bye, FromBroker, FromNode};
+use weir_wire::peer::{FromBroker, FromNode};
 
 /// How soon taken deliveries are reported when they are few.
 const CREDIT_PERIOD: Duration = Duration::from_millis(50);
@@ -48,7 +48,7 @@ pub(super) async fn run(
             () = ended => (LinkError::Stopping, Some(write)),
         }
     };
-    shared.link_down(matches!(error, LinkError::Bye(Bye::Void)));
+    shared.link_down(error.is_void());
     shared.metrics.up.set(0);
     if let Some(write) = write {
         let bye = error.bye();

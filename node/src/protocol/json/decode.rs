@@ -1,7 +1,8 @@
 //! From a text frame to commands. Unknown fields are ignored, as the protocol asks; what is no
 //! JSON object, or has a known field of the wrong type, is malformed.
 
-use crate::protocol::{Command, Connect, HistoryRequest, Malformed, Request, Subscribe};
+use crate::protocol::request::request;
+use crate::protocol::{Command, Connect, Malformed, Subscribe};
 use bytes::Bytes;
 use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
@@ -42,43 +43,8 @@ fn command(line: &[u8]) -> Result<Command, Malformed> {
         return Err(Malformed);
     }
     let raw: RawCommand<'_> = serde_json::from_slice(line).map_err(|_| Malformed)?;
-    let request = if let Some(c) = raw.connect {
-        Request::Connect(Box::new(c.into()))
-    } else if let Some(s) = raw.subscribe {
-        Request::Subscribe(Box::new(s.into()))
-    } else if let Some(c) = raw.unsubscribe {
-        Request::Unsubscribe { channel: c.channel }
-    } else if let Some(p) = raw.publish {
-        let data = p.data.map(compact).unwrap_or_default();
-        Request::Publish { channel: p.channel, data }
-    } else if let Some(c) = raw.presence {
-        Request::Presence { channel: c.channel }
-    } else if let Some(c) = raw.presence_stats {
-        Request::PresenceStats { channel: c.channel }
-    } else if let Some(h) = raw.history {
-        let since = h.since.map(|s| (s.offset, s.epoch));
-        Request::History(Box::new(HistoryRequest {
-            channel: h.channel,
-            limit: h.limit,
-            since,
-            reverse: h.reverse,
-        }))
-    } else if raw.ping.is_some() {
-        Request::Ping
-    } else if raw.send.is_some() {
-        Request::Send
-    } else if raw.rpc.is_some() {
-        Request::Rpc
-    } else if let Some(r) = raw.refresh {
-        Request::Refresh { token: r.token }
-    } else if let Some(r) = raw.sub_refresh {
-        Request::SubRefresh { channel: r.channel, token: r.token }
-    } else if raw.id == 0 {
-        Request::Pong
-    } else {
-        Request::Unknown
-    };
-    Ok(Command { id: raw.id, request })
+    let id = raw.id;
+    Ok(Command { id, request: request!(raw, publish => publish.data.map(compact).unwrap_or_default()) })
 }
 
 /// The bare ConnectRequest of a listening client.
@@ -218,6 +184,7 @@ struct RawRefresh {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::protocol::Request;
 
     fn lines(text: &str) -> Vec<Result<Command, Malformed>> {
         Lines::new(Bytes::copy_from_slice(text.as_bytes())).collect()

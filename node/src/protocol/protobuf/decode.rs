@@ -2,7 +2,8 @@
 
 use super::messages as proto;
 use crate::protocol::json::one_line;
-use crate::protocol::{Command, Connect, HistoryRequest, Malformed, Request, Subscribe};
+use crate::protocol::request::request;
+use crate::protocol::{Command, Connect, Malformed, Subscribe};
 use bytes::Bytes;
 use prost::Message;
 use std::ops::Range;
@@ -55,44 +56,9 @@ impl Iterator for Messages {
 }
 
 impl From<proto::Command> for Command {
-    /// Of several requests the first one counts.
     fn from(raw: proto::Command) -> Command {
-        let request = if let Some(c) = raw.connect {
-            Request::Connect(Box::new(c.into()))
-        } else if let Some(s) = raw.subscribe {
-            Request::Subscribe(Box::new(s.into()))
-        } else if let Some(c) = raw.unsubscribe {
-            Request::Unsubscribe { channel: c.channel }
-        } else if let Some(p) = raw.publish {
-            Request::Publish { channel: p.channel, data: payload(p.data) }
-        } else if let Some(c) = raw.presence {
-            Request::Presence { channel: c.channel }
-        } else if let Some(c) = raw.presence_stats {
-            Request::PresenceStats { channel: c.channel }
-        } else if let Some(h) = raw.history {
-            let since = h.since.map(|s| (s.offset, s.epoch));
-            Request::History(Box::new(HistoryRequest {
-                channel: h.channel,
-                limit: h.limit,
-                since,
-                reverse: h.reverse,
-            }))
-        } else if raw.ping.is_some() {
-            Request::Ping
-        } else if raw.send.is_some() {
-            Request::Send
-        } else if raw.rpc.is_some() {
-            Request::Rpc
-        } else if let Some(r) = raw.refresh {
-            Request::Refresh { token: r.token }
-        } else if let Some(r) = raw.sub_refresh {
-            Request::SubRefresh { channel: r.channel, token: r.token }
-        } else if raw.id == 0 {
-            Request::Pong
-        } else {
-            Request::Unknown
-        };
-        Command { id: raw.id, request }
+        let id = raw.id;
+        Command { id, request: request!(raw, publish => payload(publish.data)) }
     }
 }
 
@@ -127,6 +93,7 @@ impl From<proto::SubscribeRequest> for Subscribe {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::protocol::Request;
 
     fn all(bytes: &[u8]) -> Vec<Result<Command, Malformed>> {
         Messages::new(Bytes::copy_from_slice(bytes)).take(8).collect()
