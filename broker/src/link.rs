@@ -13,6 +13,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until, timeout};
 use weir_core::sync::lock;
+use weir_core::unproven::Gone;
 use weir_wire::codec::{self, CodecError, Decode, Encode};
 use weir_wire::peer::Bye;
 
@@ -54,6 +55,9 @@ pub enum LinkError {
     Full,
     #[error("the inbox is full although the broker keeps count of it")]
     InboxFull,
+    /// Before it had proved who it is.
+    #[error("its place was needed by another connection")]
+    Displaced,
     #[error("this process stops")]
     Stopping,
     #[error("a newer link of the same node took over")]
@@ -70,6 +74,16 @@ impl From<io::Error> for LinkError {
             // TLS that ended without a word.
             None if error.kind() == io::ErrorKind::UnexpectedEof => LinkError::Closed,
             None => LinkError::Io(error),
+        }
+    }
+}
+
+impl From<Gone> for LinkError {
+    fn from(gone: Gone) -> LinkError {
+        match gone {
+            Gone::Left => LinkError::Closed,
+            Gone::Silent => LinkError::Deadline("the first byte"),
+            Gone::Taken => LinkError::Displaced,
         }
     }
 }
@@ -95,6 +109,7 @@ impl LinkError {
             LinkError::Bye(_) => "bye",
             LinkError::Full => "max_nodes",
             LinkError::InboxFull => "inbox_full",
+            LinkError::Displaced => "displaced",
             LinkError::Stopping => "stopping",
             LinkError::Replaced => "replaced",
         }
@@ -120,6 +135,7 @@ impl LinkError {
             | LinkError::Tls(_)
             | LinkError::Closed
             | LinkError::Bye(_)
+            | LinkError::Displaced
             | LinkError::InboxFull => None,
         }
     }

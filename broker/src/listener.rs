@@ -1,6 +1,7 @@
 //! Where nodes and brokers of other processes connect: accepts, has each node prove itself, and
 //! serves its link. A broker's hello goes on to the mesh.
 
+mod known;
 mod outlet;
 mod session;
 
@@ -12,22 +13,28 @@ use crate::metrics::Cause;
 use crate::proof::Transcript;
 use crate::socket::{self, ReadSide, WriteSide};
 use crate::tls::Tls;
+pub(crate) use known::Known;
 use rand::SeedableRng;
 use rand::rngs::SmallRng;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 use weir_core::backoff::Backoff;
 use weir_core::drain::Drain;
+use weir_core::limited;
+use weir_core::unproven::{Place, Room, Unproven};
 use weir_wire::mesh::Opening;
 use weir_wire::peer::{Bye, Challenge, FromBroker, FromNode, HELLO_SIZE, Hello, NAME_SIZE, NODE_PROOF};
 
-/// Connections that have not proved themselves yet; over it new ones are closed.
-const MAX_UNPROVEN: usize = 64;
+/// Connections that have not proved themselves yet: of strangers, and of addresses that one proved itself from, or
+/// that stand in the conf. A newcomer takes the place of who has the least to show for itself.
+const STRANGERS: Room = Room { total: 256, per_address: 128, time: Duration::ZERO };
+const KNOWN: Room = STRANGERS;
+/// For the first byte: whoever has connected has nothing to wait for.
+const FIRST_BYTE: Duration = Duration::from_secs(2);
 /// After an error of accept, such as too many open files.
 const ACCEPT_PAUSE: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(1));
 /// Those that make this a TLS listener.
@@ -39,6 +46,7 @@ pub struct Listener {
     socket: std::net::TcpListener,
     addr: SocketAddr,
     tls: Option<Tls>,
+    known: Known,
 }
 
 impl Listener {
@@ -50,7 +58,7 @@ impl Listener {
         }
         let bound = std::net::TcpListener::bind(addr).and_then(|socket| {
             socket.set_nonblocking(true)?;
-            Ok(Listener { addr: socket.local_addr()?, socket, tls })
+            Ok(Listener { addr: socket.local_addr()?, socket, tls, known: Known::new(&conf.peers) })
         });
         bound.map_err(|source| BindError::Listen { addr, source })
     }
@@ -66,8 +74,10 @@ impl Listener {
             Ok(socket) => socket,
             Err(error) => return tracing::error!(%error, "broker.listen cannot be served"),
         };
-        let unproven = Arc::new(Semaphore::new(MAX_UNPROVEN));
-        let host = Host { engine, mesh, tls: self.tls, drain };
+        let places = Unproven::new(Room::within_reserve(STRANGERS), Room::within_reserve(KNOWN));
+        let host = Host { engine, mesh, tls: self.tls, known: Arc::new(self.known), drain };
+        let mut looking = JoinSet::new();
+        looking.spawn(known::look_up(host.known.clone()));
         let (mut links, mut rng) = (JoinSet::new(), SmallRng::from_os_rng());
         let mut pause = Backoff::new(ACCEPT_PAUSE.0, ACCEPT_PAUSE.1);
         loop {
@@ -79,14 +89,13 @@ impl Listener {
             match accepted {
                 Ok((stream, peer)) => {
                     pause.reset();
-                    let Ok(permit) = unproven.clone().try_acquire_owned() else {
-                        refuse(&host.engine, "unproven");
-                        continue;
-                    };
-                    links.spawn(serve(stream, peer, permit, host.clone()));
+                    let known = host.known.contains(peer.ip());
+                    // There is always somebody who goes.
+                    let Ok((place, _another_one_went)) = places.enter(peer.ip(), known) else { continue };
+                    links.spawn(serve(stream, peer, place, host.clone()));
                 }
                 Err(error) => {
-                    tracing::warn!(%error, "accept failed on broker.listen");
+                    limited!(warn, ("broker.listen", "accept"), %error, "accept failed on broker.listen");
                     refuse(&host.engine, "accept");
                     sleep(pause.next(&mut rng)).await;
                 }
@@ -104,6 +113,7 @@ struct Host {
     engine: Arc<Engine>,
     mesh: Option<Mesh>,
     tls: Option<Tls>,
+    known: Arc<Known>,
     drain: Drain,
 }
 
@@ -119,12 +129,17 @@ struct Proven {
     writer: WriteSide,
 }
 
-async fn serve(stream: TcpStream, peer: SocketAddr, permit: OwnedSemaphorePermit, host: Host) {
-    let Host { engine, mesh, tls, drain } = host;
+async fn serve(stream: TcpStream, peer: SocketAddr, place: Place, host: Host) {
+    let Host { engine, mesh, tls, known, drain } = host;
     socket::tune(&stream);
     let deadline = Instant::now() + HANDSHAKE_DEADLINE;
+    let open = async {
+        place.first_byte(&stream, FIRST_BYTE).await?;
+        socket::accepted(stream, tls.as_ref(), deadline).await
+    };
     let opened = tokio::select! {
-        opened = socket::accepted(stream, tls.as_ref(), deadline) => opened,
+        opened = open => opened,
+        () = place.taken() => Err(LinkError::Displaced),
         () = drain.begun() => Err(LinkError::Stopping),
     };
     let (reader, mut writer) = match opened {
@@ -143,20 +158,22 @@ async fn serve(stream: TcpStream, peer: SocketAddr, permit: OwnedSemaphorePermit
     };
     let greeted = tokio::select! {
         greeted = timeout_at(deadline, greet) => greeted.unwrap_or(Err(LinkError::Deadline("the handshake"))),
+        () = place.taken() => Err(LinkError::Displaced),
         () = drain.begun() => Err(LinkError::Stopping),
     };
     let error = match (greeted, mesh) {
         (Ok(Err(hello)), Some(mesh)) => {
-            return mesh.accept(Opened { hello, reader, writer, peer, permit, deadline }).await;
+            return mesh.accept(Opened { hello, reader, writer, peer, place, known, deadline }).await;
         }
         (Ok(Ok((hello, said))), _) => {
-            drop(permit);
+            known.proved(peer.ip());
+            drop(place);
             return session::run(Proven { hello, said, reader, writer }, peer, &engine, &drain).await;
         }
         (Ok(Err(_)), None) => LinkError::Unexpected("a broker where there is no cluster"),
         (Err(error), _) => error,
     };
-    drop(permit);
+    drop(place);
     refused(&engine, peer, who.as_ref(), &error);
     if let Some(bye) = error.bye() {
         say_bye(&mut writer, bye).await;
@@ -166,7 +183,7 @@ async fn serve(stream: TcpStream, peer: SocketAddr, permit: OwnedSemaphorePermit
 fn refused(engine: &Engine, peer: SocketAddr, who: Option<&Hello>, error: &LinkError) {
     let node = who.map(|h| tracing::field::display(h.node));
     let name = who.map(|h| h.name.as_str());
-    tracing::warn!(%peer, node, name, %error, "a link was refused");
+    limited!(warn, ("broker.listen", error.cause()), %peer, node, name, %error, "a link was refused");
     refuse(engine, error.cause());
 }
 

@@ -43,6 +43,7 @@ mod status;
 mod tests;
 
 use crate::link::FrameReader;
+use crate::listener::Known;
 use crate::meta::Versions;
 use crate::socket::{ReadSide, WriteSide};
 use crate::tls::Tls;
@@ -53,10 +54,10 @@ use std::future::Future;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 use weir_conf::units::Secret;
 use weir_core::drain::Drain;
+use weir_core::unproven::Place;
 use weir_wire::envelope::Position;
 use weir_wire::id::BrokerId;
 use weir_wire::mesh::{Delivery, Hello, Lane, Reply, Request};
@@ -136,7 +137,8 @@ pub(crate) struct Opened {
     pub writer: WriteSide,
     pub peer: SocketAddr,
     /// Its place among the unproven; given back when it is proved.
-    pub permit: OwnedSemaphorePermit,
+    pub place: Place,
+    pub known: Arc<Known>,
     pub deadline: Instant,
 }
 

@@ -49,6 +49,10 @@ pub struct Proxy {
     pub max_connections: usize,
     /// Open client connections per address (IPv6: per `ipv6_prefix`); over it 503. 0: no limit.
     pub max_connections_per_ip: usize,
+    /// Requests under way to servers in this process, WebSockets among them; over it 503. 0: no limit.
+    pub max_requests: usize,
+    /// The same per address; over it 429 with Retry-After. 0: no limit.
+    pub max_requests_per_ip: usize,
     /// WebSocket handshakes per address; over it 429 with Retry-After. `None`: no limit ("0/s").
     pub handshake_rate: Option<Rate>,
     /// How many may come at once before the rate counts.
@@ -131,6 +135,8 @@ keys!(Proxy {
     deny,
     max_connections,
     max_connections_per_ip,
+    max_requests,
+    max_requests_per_ip,
     handshake_rate,
     handshake_burst in 1..,
     ipv6_prefix in 1..=128,

@@ -7,25 +7,33 @@ pub mod verbs;
 
 use crate::drain::Drain;
 use crate::jwt::same_secret;
+use crate::limited;
 use crate::metrics::{self, Registry};
+use crate::unproven::{Gone, Place, Room, Shown, Unproven};
 use bytes::Bytes;
 use http::{HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
 use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
 use verbs::{Failure, Verbs};
 use weir_conf::admin::Admin as Conf;
 
-/// Connections served at once; further ones wait in the listener's backlog.
-const MAX_CONNECTIONS: usize = 64;
+/// Connections at once, and of one address; a newcomer takes the place of who has the least to show for itself.
+const ROOM: Room = Room { total: 256, per_address: 128, time: Duration::ZERO };
+/// Of an operator's own machine, which may be where everybody else seems to come from, too.
+const LOCAL_ROOM: Room = ROOM;
+/// For the first byte of a connection.
+const FIRST_BYTE: Duration = Duration::from_secs(2);
 /// A connection is closed after this, whatever it does: scrapers reconnect.
 const CONNECTION_TIMEOUT: Duration = Duration::from_secs(60);
 const VERBS: &str = "/admin/v1/";
@@ -69,12 +77,19 @@ impl Admin {
     /// Serves to the very end: while the rest drains, `/ready` says 503 and `/metrics` shows progress.
     pub async fn run(
         self,
-        registry: Registry,
+        mut registry: Registry,
         checks: Vec<(&'static str, Check)>,
         verbs: Arc<dyn Verbs>,
         drain: Drain,
     ) {
+        let closed = Family::<Cause, Counter>::default();
+        registry.register(
+            "weir_admin_closed",
+            "Connections to admin.listen that were closed early, by cause",
+            closed.clone(),
+        );
         let state = Arc::new(State {
+            closed,
             registry,
             checks,
             verbs,
@@ -82,23 +97,24 @@ impl Admin {
             token_for_all: self.token_for_all,
             drain: drain.clone(),
         });
-        let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+        let places = Unproven::new(Room::within_reserve(ROOM), Room::within_reserve(LOCAL_ROOM));
         loop {
-            let Ok(slot) = slots.clone().acquire_owned().await else { return };
             let accepted = tokio::select! {
                 accepted = self.listener.accept() => accepted,
                 () = drain.stopped() => return,
             };
             match accepted {
-                Ok((stream, _)) => {
-                    let state = state.clone();
-                    tokio::spawn(async move {
-                        serve(stream, state).await;
-                        drop(slot);
-                    });
+                Ok((stream, peer)) => {
+                    let local = peer.ip().to_canonical().is_loopback();
+                    // There is always somebody who goes.
+                    let Ok((place, displaced)) = places.enter(peer.ip(), local) else { continue };
+                    if displaced {
+                        limited!(warn, ("admin.listen", "displaced"), %peer, "admin.listen is full: a new one takes a place");
+                    }
+                    tokio::spawn(serve(stream, place, state.clone()));
                 }
                 Err(error) => {
-                    tracing::warn!(%error, "admin listener cannot accept");
+                    limited!(warn, ("admin.listen", "accept"), %error, "admin listener cannot accept");
                     // Out of descriptors: the connection stays in the backlog, so a retry at once would spin.
                     tokio::time::sleep(Duration::from_millis(100)).await;
                 }
@@ -107,7 +123,13 @@ impl Admin {
     }
 }
 
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Cause {
+    cause: &'static str,
+}
+
 struct State {
+    closed: Family<Cause, Counter>,
     registry: Registry,
     checks: Vec<(&'static str, Check)>,
     verbs: Arc<dyn Verbs>,
@@ -116,22 +138,41 @@ struct State {
     drain: Drain,
 }
 
-async fn serve(stream: TcpStream, state: Arc<State>) {
+async fn serve(stream: TcpStream, place: Place, state: Arc<State>) {
+    if let Err(gone) = place.first_byte(&stream, FIRST_BYTE).await {
+        return state.count(gone);
+    }
+    let counts = state.clone();
+    let shown = &place;
     let service = service_fn(move |request| {
         let state = state.clone();
-        async move { Ok::<_, Infallible>(state.answer(request).await) }
+        async move {
+            shown.shows(Shown::Served);
+            let answer = state.answer(request).await;
+            shown.shows(Shown::Something);
+            Ok::<_, Infallible>(answer)
+        }
     });
     let connection = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_TIMEOUT)
         .max_buf_size(16 * 1024)
         .serve_connection(TokioIo::new(stream), service);
-    if let Ok(Err(error)) = tokio::time::timeout(CONNECTION_TIMEOUT, connection).await {
-        tracing::debug!(%error, "admin connection");
+    tokio::select! {
+        ended = tokio::time::timeout(CONNECTION_TIMEOUT, connection) => {
+            if let Ok(Err(error)) = ended {
+                tracing::debug!(%error, "admin connection");
+            }
+        }
+        () = place.taken() => counts.count(Gone::Taken),
     }
 }
 
 impl State {
+    fn count(&self, gone: Gone) {
+        self.closed.get_or_create(&Cause { cause: gone.cause() }).inc();
+    }
+
     async fn answer(&self, request: Request<Incoming>) -> Response<Full<Bytes>> {
         let verb = request.uri().path().strip_prefix(VERBS).map(str::to_owned);
         if (self.token_for_all || verb.is_some()) && !self.authorized(&request) {
@@ -314,6 +355,26 @@ mod tests {
         assert!(get(addr, "/ready", "").await.starts_with("HTTP/1.1 503"));
         assert!(get(addr, "/health", "").await.starts_with("HTTP/1.1 200"));
         assert!(get(addr, "/none", "").await.starts_with("HTTP/1.1 404"));
+    }
+
+    /// Silent ones, and such as begin a request and go on a byte at a time; all of this machine, as behind a NAT.
+    #[tokio::test]
+    async fn who_asks_for_nothing_keeps_nobody_out() {
+        let (addr, _drain) = start("127.0.0.1:0", "", Box::new(|| Ok(()))).await;
+        let mut kept = Vec::new();
+        for n in 0..500 {
+            let mut stream = TcpStream::connect(addr).await.unwrap();
+            if n % 2 == 0 {
+                stream.write_all(b"GET /hea").await.unwrap();
+            }
+            kept.push(stream);
+        }
+        for path in ["/health", "/ready"] {
+            let asked = tokio::time::timeout(Duration::from_secs(1), get(addr, path, "")).await;
+            assert!(asked.unwrap().starts_with("HTTP/1.1 200"), "{path}");
+        }
+        let metrics = get(addr, "/metrics", "").await;
+        assert!(metrics.contains("weir_admin_closed_total{cause=\"displaced\"}"), "{metrics}");
     }
 
     #[tokio::test]

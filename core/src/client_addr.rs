@@ -8,6 +8,18 @@ use weir_conf::proxy::ForwardedHeader;
 use weir_conf::units::Cidr;
 use weir_wire::hop::FORWARDED_FOR;
 
+/// The network whose addresses are one client: of IPv6 so many bits, since a host is given a whole /64 and can
+/// change within it at will. An IPv4-mapped address is its IPv4 address.
+pub fn network(ip: IpAddr, v6_prefix: u8) -> IpAddr {
+    match ip.to_canonical() {
+        IpAddr::V6(v6) => {
+            let mask = u128::MAX.checked_shl(128 - u32::from(v6_prefix.min(128))).unwrap_or(0);
+            IpAddr::V6((v6.to_bits() & mask).into())
+        }
+        v4 => v4,
+    }
+}
+
 /// The peers whose word counts.
 #[derive(Clone, Debug)]
 pub struct Trusted(Vec<Cidr>);

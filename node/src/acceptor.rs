@@ -10,6 +10,7 @@ use std::sync::Arc;
 use tokio::net::TcpStream;
 use tokio::runtime::Handle;
 use weir_core::accept::{Acceptor, Request};
+use weir_core::limited;
 
 pub struct InProcess {
     pub shared: Arc<Shared>,
@@ -56,7 +57,9 @@ async fn take(shared: Arc<Shared>, request: Request) {
     let socket = match stream.into_tcp() {
         Ok((tcp, read)) => match adopt(tcp) {
             Ok(tcp) => Socket::Tcp(tcp, read),
-            Err(error) => return tracing::warn!(%error, "cannot take over a socket"),
+            Err(error) => {
+                return limited!(warn, "cannot take over a socket", %error, "cannot take over a socket");
+            }
         },
         Err(stream) => Socket::Other(stream, session),
     };

@@ -19,6 +19,7 @@ mod stream;
 mod websocket;
 
 use self::core::Core;
+use crate::limits::Waiting;
 use crate::protocol::Format;
 use crate::session::Now;
 use crate::shared::Shared;
@@ -57,6 +58,8 @@ pub struct Accepted {
     pub datagrams: bool,
     /// The connect request of a listening client, if it came with the URL.
     pub connect: Option<String>,
+    /// Its place among those that have not said `connect`.
+    pub waiting: Option<Waiting>,
     /// Limits are held as long as the connection lives.
     pub permits: Vec<Permit>,
 }
@@ -108,6 +111,7 @@ impl Conn {
 
     fn poll(&mut self, cx: &mut Context<'_>, sleep: Pin<&mut Sleep>) -> Poll<()> {
         self.core.client.outbox.register(cx.waker());
+        self.core.poll_waiting(cx);
         for _ in 0..ROUNDS {
             self.core.work();
             let called = self.core.poll_call(cx);

@@ -23,6 +23,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tokio::sync::Semaphore;
 use weir_broker::{Bus, BusError};
+use weir_core::limited;
 use weir_core::sync::lock;
 use weir_wire::code::ErrorCode;
 use weir_wire::envelope::{Delivery, Position, Target};
@@ -227,7 +228,13 @@ impl Hub {
         if outcome.gave_up {
             self.metrics.gap("unfillable");
             let (channel, ended) = (&*channel.name, outcome.insufficient);
-            tracing::warn!(channel, ended, "lost the place in a stream: its positioned subscribers are told");
+            limited!(
+                warn,
+                "lost the place in a stream",
+                channel,
+                ended,
+                "lost the place in a stream: its positioned subscribers are told"
+            );
         }
     }
 
@@ -286,7 +293,7 @@ pub fn bus_error(error: &BusError) -> ErrorCode {
         BusError::Unavailable(_) => ErrorCode::INTERNAL,
         BusError::Limit(_) => ErrorCode::LIMIT_EXCEEDED,
         BusError::Refused(reason) => {
-            tracing::error!(%reason, "the broker refused a call");
+            limited!(error, "the broker refused a call", %reason, "the broker refused a call");
             ErrorCode::INTERNAL
         }
     }

@@ -2,17 +2,29 @@
 
 use dashmap::DashMap;
 use std::net::IpAddr;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 use weir_core::accept::Permit;
+use weir_core::client_addr::network;
+use weir_core::unproven::{Room, Unproven};
 
 pub struct Limits {
     /// 0: no limit, for both.
     max: usize,
     max_per_ip: usize,
+    /// Those that have not said `connect`: when all places are taken these go.
+    unconnected: Unproven,
     total: Arc<AtomicUsize>,
     per_ip: Arc<DashMap<IpAddr, usize>>,
 }
+
+/// Who has not said `connect` is left alone for so long: many may come at once, and be slow together.
+const FAIR: Duration = Duration::from_secs(1);
+
+/// Held until the client has said `connect`; it is ready when the connection has to go.
+pub type Waiting = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Full {
@@ -27,18 +39,21 @@ struct Place {
 
 impl Limits {
     pub fn new(max: usize, max_per_ip: usize) -> Limits {
-        Limits { max, max_per_ip, total: Default::default(), per_ip: Default::default() }
+        let unconnected = Unproven::new(Room::unlimited(FAIR), Room::unlimited(FAIR));
+        Limits { max, max_per_ip, unconnected, total: Default::default(), per_ip: Default::default() }
     }
 
-    /// A place, held until it is dropped.
-    pub fn enter(&self, ip: IpAddr) -> Result<Permit, Full> {
+    /// A place, held until it is dropped, and one among those that have not said `connect`. Where there is none, the
+    /// first one of these goes, and is gone in a moment.
+    pub fn enter(&self, ip: IpAddr) -> Result<(Permit, Waiting), Full> {
         let before = self.total.fetch_add(1, Ordering::Relaxed);
         let mut place = Place { total: self.total.clone(), of_ip: None };
-        if self.max > 0 && before >= self.max {
+        let (waiting, _) = self.unconnected.enter(ip, false).map_err(|_| Full::Node)?;
+        if self.max > 0 && before >= self.max && !self.unconnected.make_room(&waiting) {
             return Err(Full::Node);
         }
         if self.max_per_ip > 0 {
-            let key = key(ip);
+            let key = network(ip, 64);
             let mut count = self.per_ip.entry(key).or_insert(0);
             if *count >= self.max_per_ip {
                 return Err(Full::Address);
@@ -47,7 +62,7 @@ impl Limits {
             drop(count);
             place.of_ip = Some((self.per_ip.clone(), key));
         }
-        Ok(Box::new(place))
+        Ok((Box::new(place), Box::pin(waiting.until_taken())))
     }
 }
 
@@ -61,14 +76,6 @@ impl Drop for Place {
             // The table holds only who is connected.
             per_ip.remove_if(key, |_, count| *count == 0);
         }
-    }
-}
-
-/// One client has a whole IPv6 /64; an IPv4-mapped address is its IPv4 address.
-fn key(ip: IpAddr) -> IpAddr {
-    match ip.to_canonical() {
-        IpAddr::V6(v6) => IpAddr::V6((v6.to_bits() >> 64 << 64).into()),
-        v4 => v4,
     }
 }
 

@@ -32,60 +32,102 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
 use weir_core::accept::Transport;
+use weir_core::descriptors::{self, Descriptor};
 use weir_core::drain::Drain;
+use weir_core::limited;
+use weir_core::unproven::{self, Gone, Place, Room, Shown, Unproven};
 use weir_wire::hop;
 
 /// Of a request head; over it 431.
 const HEAD_SIZE: usize = 16 << 10;
-/// Sockets that are being read as HTTP, at once: what floods the port
-/// without ever becoming a WebSocket waits in the kernel.
-const HTTP_AT_ONCE: usize = 4096;
+/// Sockets that are being read as HTTP, at once: of one address, and of all; a newcomer takes the place of who has
+/// the least to show for itself. Peers that are trusted speak for many.
+const STRANGERS: Room = Room { total: 4096, per_address: 1024, time: Duration::from_millis(500) };
+const TRUSTED: Room = Room { per_address: 4096, ..STRANGERS };
+/// For the first byte of a connection, if `handshake_timeout` is not shorter.
+const FIRST_BYTE: Duration = Duration::from_secs(2);
+/// Until it is looked again for a place.
+const PLACE_PAUSE: Duration = Duration::from_millis(10);
 /// After a failed accept (too many open files): no busy loop.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Accepts until the drain begins.
 pub async fn run(listener: TcpListener, shared: Arc<Shared>, drain: Drain) {
-    let places = Arc::new(tokio::sync::Semaphore::new(HTTP_AT_ONCE));
+    let places = Unproven::new(STRANGERS, TRUSTED);
     loop {
         let accepted = tokio::select! {
             biased;
             () = drain.begun() => return,
-            accepted = accept(&listener, &places) => accepted,
+            accepted = listener.accept() => accepted,
         };
         match accepted {
-            Ok((tcp, peer, place)) => {
-                let (shared, drain) = (shared.clone(), drain.clone());
-                tokio::spawn(async move {
-                    serve(tcp, peer, shared, drain).await;
-                    drop(place);
-                });
+            Ok((tcp, peer)) => {
+                let Some(socket) = descriptors::take() else {
+                    refused(&shared, peer.ip(), "descriptors");
+                    continue;
+                };
+                // A proxy of this process comes from here, too.
+                let known = is_trusted(&shared, peer.ip()) || peer.ip().to_canonical().is_loopback();
+                let Some(place) = enter(&places, peer.ip(), known).await else {
+                    refused(&shared, peer.ip(), "too_many_at_once");
+                    continue;
+                };
+                tokio::spawn(serve(tcp, peer, (place, socket), shared.clone(), drain.clone()));
             }
             Err(error) => {
                 shared.metrics.accept_errors.inc();
-                tracing::warn!(%error, "cannot accept a connection");
+                limited!(warn, ("node.listen", "accept"), %error, "cannot accept a connection");
                 tokio::time::sleep(ACCEPT_PAUSE).await;
             }
         }
     }
 }
 
-type Place = tokio::sync::OwnedSemaphorePermit;
-
-async fn accept(
-    listener: &TcpListener,
-    places: &Arc<tokio::sync::Semaphore>,
-) -> std::io::Result<(TcpStream, SocketAddr, Place)> {
-    let place = places.clone().acquire_owned().await.map_err(std::io::Error::other)?;
-    let (tcp, peer) = listener.accept().await?;
-    Ok((tcp, peer, place))
+/// `None`: its address has its share. While all places are taken by such as have just come, further ones wait in
+/// the kernel.
+async fn enter(places: &Unproven, peer: IpAddr, known: bool) -> Option<Place> {
+    loop {
+        match places.enter(peer, known) {
+            Ok((place, _another_one_went)) => return Some(place),
+            Err(unproven::Full::Address) => return None,
+            Err(unproven::Full::Total) => tokio::time::sleep(PLACE_PAUSE).await,
+        }
+    }
 }
 
-async fn serve(tcp: TcpStream, peer: SocketAddr, shared: Arc<Shared>, drain: Drain) {
+fn is_trusted(shared: &Shared, peer: IpAddr) -> bool {
+    shared.conf.trusted.iter().any(|net| net.contains(peer))
+}
+
+fn refused(shared: &Shared, peer: IpAddr, cause: &'static str) {
+    shared.metrics.handshake(cause, Transport::H1);
+    handshake::log(peer, cause);
+}
+
+async fn serve(
+    tcp: TcpStream,
+    peer: SocketAddr,
+    (place, socket): (Place, Descriptor),
+    shared: Arc<Shared>,
+    drain: Drain,
+) {
     let _ = tcp.set_nodelay(true);
     let deadline = shared.conf.handshake_timeout;
+    if let Err(gone) = place.first_byte(&tcp, FIRST_BYTE.min(deadline)).await {
+        if gone != Gone::Left {
+            refused(&shared, peer.ip(), gone.cause());
+        }
+        return;
+    }
+    let (shown, counts, socket) = (&place, shared.clone(), Arc::new(socket));
     let service = service_fn(move |request| {
-        let shared = shared.clone();
-        async move { Ok::<_, Infallible>(route(request, peer.ip(), shared).await.map(Full::new)) }
+        let (shared, socket) = (shared.clone(), socket.clone());
+        async move {
+            shown.shows(Shown::Served);
+            let response = route(request, peer.ip(), shared, socket).await;
+            shown.shows(Shown::Something);
+            Ok::<_, Infallible>(response.map(Full::new))
+        }
     });
     let mut http = http1::Builder::new();
     http.timer(TokioTimer::new()).header_read_timeout(deadline).max_buf_size(HEAD_SIZE).max_headers(100);
@@ -94,6 +136,7 @@ async fn serve(tcp: TcpStream, peer: SocketAddr, shared: Arc<Shared>, drain: Dra
     // An error is the client's: it sent no HTTP, or left. Nothing of it is worth a log line.
     tokio::select! {
         _ = connection.as_mut() => return,
+        () = place.taken() => return refused(&counts, peer.ip(), Gone::Taken.cause()),
         () = drain.begun() => connection.as_mut().graceful_shutdown(),
     }
     tokio::select! {
@@ -102,22 +145,31 @@ async fn serve(tcp: TcpStream, peer: SocketAddr, shared: Arc<Shared>, drain: Dra
     }
 }
 
-async fn route(request: Request<Incoming>, peer: IpAddr, shared: Arc<Shared>) -> Response<Bytes> {
+async fn route(
+    request: Request<Incoming>,
+    peer: IpAddr,
+    shared: Arc<Shared>,
+    socket: Arc<Descriptor>,
+) -> Response<Bytes> {
     let path = request.uri().path();
     let get = matches!(*request.method(), Method::GET | Method::HEAD);
     match path {
-        WEBSOCKET | UNI_WEBSOCKET => upgrade(request, peer, shared, Transport::H1),
+        WEBSOCKET | UNI_WEBSOCKET => upgrade(request, peer, (shared, socket), Transport::H1),
         WEBTRANSPORT if shared.conf.webtransport => {
-            let trusted = shared.conf.trusted.iter().any(|net| net.contains(peer));
-            if trusted {
-                return upgrade(request, peer, shared, Transport::WebTransport);
+            if is_trusted(&shared, peer) {
+                return upgrade(request, peer, (shared, socket), Transport::WebTransport);
             }
             shared.metrics.handshake("untrusted", Transport::WebTransport);
+            handshake::log(peer, "untrusted");
             closing(text(StatusCode::FORBIDDEN, "WebTransport comes here through a proxy that is trusted"))
         }
         "/connection/init" if get => json(StatusCode::OK, "{}".into()),
         _ if (path == "/api" || path.starts_with("/api/")) && !shared.conf.api_key.is_empty() => {
-            api::serve(request, shared).await
+            let response = api::serve(request, shared).await;
+            if response.status() == StatusCode::UNAUTHORIZED {
+                handshake::log(peer, "api_key");
+            }
+            response
         }
         _ if get && shared.conf.demo_page => match demo::serve(path, &shared) {
             Some(response) => response,
@@ -130,13 +182,14 @@ async fn route(request: Request<Incoming>, peer: IpAddr, shared: Arc<Shared>) ->
 fn upgrade(
     request: Request<Incoming>,
     peer: IpAddr,
-    shared: Arc<Shared>,
+    (shared, descriptor): (Arc<Shared>, Arc<Descriptor>),
     transport: Transport,
 ) -> Response<Bytes> {
     let (head, body) = request.into_parts();
     let address = origin::client_address(&head, peer, &shared.conf.trusted);
     let conn = origin::conn_id(&head, peer, &shared.conf.trusted);
-    let visitor = Visitor { conn, transport, address, permit: None };
+    // It is the connection's as long as that lives, whatever it becomes.
+    let visitor = Visitor { conn, transport, address, permit: Some(Box::new(descriptor)) };
     let (headers, accepted) = match handshake::check(&shared, &head, visitor) {
         Ok(good) => good,
         Err(refusal) => return closing(refusal),

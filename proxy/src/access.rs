@@ -1,6 +1,7 @@
 //! The access log: one line at the end of each request and each tunnel. No query strings, no
 //! headers, no payload.
 
+use crate::admit::refused::{self, Refused};
 use crate::front::arrive::From;
 use crate::route::edit::Vars;
 use crate::route::{self, Route};
@@ -85,7 +86,11 @@ impl Access {
         Vars { client: self.client, host: self.host.clone(), conn: self.conn.clone() }
     }
 
+    /// Where a limit of the conf was the cause, that is said whether the access log is written or not.
     pub fn log(&self, kind: &'static str, End { status, bytes, cause }: End) {
+        if refused::has_key(cause) {
+            Refused { status, cause, retry_after: None }.log(self.client);
+        }
         self.write(kind, status, bytes, cause, None);
     }
 

@@ -15,6 +15,7 @@ pub mod gate;
 pub mod key;
 mod origin;
 pub mod rates;
+pub mod refused;
 
 use crate::error::BindError;
 use crate::metrics::Metrics;
@@ -27,47 +28,26 @@ use http::header::HeaderName;
 use key::Key;
 use prometheus_client::metrics::gauge::Gauge;
 use rates::{Quota, Rates};
+pub use refused::{Refused, log_bad};
 use std::collections::{BTreeMap, HashMap};
 use std::hash::RandomState;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use weir_conf::units::{Cidr, Rate};
+use weir_core::descriptors::{self, Descriptor, fit, lowered};
+use weir_core::unproven::{self, Room, Unproven};
 
-/// What a client over a count of connections is told: they end when somebody leaves, so nobody
-/// knows when.
-const RETRY_CONNECTIONS: Duration = Duration::from_secs(5);
+/// A connection that has asked for nothing is left alone for so long: many may come at once, and be slow together.
+const FAIR: Duration = Duration::from_secs(1);
 /// Refused ones that are answered with patience (`answer.rs`) at once. Beyond it connections are just
 /// closed, so that a flood costs an accept each and holds no sockets.
 const MAX_LINGERING: usize = 1024;
 
-/// Why not: what the client is told, and the cause for metrics and log.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Refused {
-    pub status: u16,
-    pub cause: &'static str,
-    pub retry_after: Option<Duration>,
-}
-
-impl Refused {
-    const fn forbidden(cause: &'static str) -> Refused {
-        Refused { status: 403, cause, retry_after: None }
-    }
-
-    fn too_fast(cause: &'static str, wait: Duration) -> Refused {
-        Refused { status: 429, cause, retry_after: Some(wait.max(Duration::from_millis(1))) }
-    }
-
-    const fn full(cause: &'static str) -> Refused {
-        Refused { status: 503, cause, retry_after: Some(RETRY_CONNECTIONS) }
-    }
-}
-
 /// Limits of one conf, over what outlives it.
 pub struct Admit {
     lasting: Arc<Lasting>,
-    max_total: usize,
-    max_per_address: usize,
+    max: Most,
     ipv6_prefix: u8,
     allow: Vec<Cidr>,
     deny: Vec<Cidr>,
@@ -83,9 +63,41 @@ pub struct Admit {
     claim_headers: Vec<HeaderName>,
 }
 
+/// Numbers of the conf, lowered where the process has too few descriptors for them. 0: no limit.
+struct Most {
+    connections: usize,
+    connections_per_ip: usize,
+    requests: usize,
+    requests_per_ip: usize,
+}
+
+impl Most {
+    fn of(conf: &weir_conf::proxy::Proxy, budget: usize) -> Most {
+        let (wanted, part) = fit([conf.max_connections, conf.max_requests], budget);
+        let lowered = |number: usize| if number == 0 { 0 } else { lowered(number, part) };
+        Most {
+            connections: wanted[0],
+            connections_per_ip: lowered(conf.max_connections_per_ip),
+            requests: wanted[1],
+            requests_per_ip: lowered(conf.max_requests_per_ip),
+        }
+    }
+}
+
+/// A request under way to a server: its place among all and among those of its address, and its descriptor.
+pub struct UnderWay {
+    _total: Place,
+    _own: Option<KeyPlace>,
+    _socket: Descriptor,
+}
+
 struct Lasting {
     total: Gauge,
     per_address: Arc<Counts>,
+    requests: Gauge,
+    requests_per_address: Arc<Counts>,
+    /// Connections that have asked for nothing yet: when all places are taken these go.
+    silent: Unproven,
     lingering: Tally,
     secret: RandomState,
 }
@@ -95,6 +107,9 @@ impl Admit {
         let lasting = Lasting {
             total: metrics.connections.clone(),
             per_address: Arc::default(),
+            requests: metrics.under_way.clone(),
+            requests_per_address: Arc::default(),
+            silent: Unproven::new(Room::unlimited(FAIR), Room::unlimited(FAIR)),
             lingering: Tally::default(),
             secret: RandomState::new(),
         };
@@ -127,8 +142,7 @@ impl Admit {
         });
         let same_budget = before.and_then(|b| b.budget.as_ref()).filter(|b| b.conf() == conf.admission);
         Ok(Admit {
-            max_total: conf.max_connections,
-            max_per_address: conf.max_connections_per_ip,
+            max: Most::of(conf, descriptors::budget(descriptors::limit())),
             ipv6_prefix: conf.ipv6_prefix,
             allow: conf.allow.clone(),
             deny: conf.deny.clone(),
@@ -165,12 +179,43 @@ impl Admit {
 
     /// A place among all connections.
     pub fn connection(&self) -> Result<Place, Refused> {
-        Place::among(&self.lasting.total, self.max_total).ok_or(Refused::full("connections"))
+        Place::among(&self.lasting.total, self.max.connections).ok_or(Refused::full("connections"))
+    }
+
+    /// The same for one that has a socket of its own. Where there is none, somebody who has asked for nothing goes,
+    /// and is gone in a moment.
+    pub fn socket(&self, silent: &unproven::Place) -> Result<Place, Refused> {
+        let socket = descriptors::take().ok_or(Refused::full("descriptors"))?;
+        let place = match self.connection() {
+            Err(_) if self.lasting.silent.make_room(silent) => Place::among(&self.lasting.total, 0),
+            place => Some(place?),
+        };
+        Ok(place.ok_or(Refused::full("connections"))?.with(socket))
+    }
+
+    /// A connection that has asked for nothing yet.
+    pub fn silent(&self, ip: IpAddr) -> Result<unproven::Place, Refused> {
+        self.lasting.silent.enter(ip, false).map(|(place, _)| place).map_err(|_| Refused::full("connections"))
+    }
+
+    /// A request of this address is about to go to a server. `None`: the address has no limit.
+    pub fn request(&self, ip: Option<IpAddr>) -> Result<UnderWay, Refused> {
+        let own = match ip {
+            Some(ip) => {
+                let own = self.lasting.requests_per_address.place(self.key(ip), self.max.requests_per_ip);
+                own.map_err(|()| Refused::too_many("requests_per_ip"))?
+            }
+            None => None,
+        };
+        let total = Place::among(&self.lasting.requests, self.max.requests);
+        let total = total.ok_or(Refused::full("requests"))?;
+        let socket = descriptors::take().ok_or(Refused::full("descriptors"))?;
+        Ok(UnderWay { _total: total, _own: own, _socket: socket })
     }
 
     /// A place among the connections of this address; `None` if they are not limited.
     pub fn address(&self, ip: IpAddr) -> Result<Option<KeyPlace>, Refused> {
-        let place = self.lasting.per_address.place(self.key(ip), self.max_per_address);
+        let place = self.lasting.per_address.place(self.key(ip), self.max.connections_per_ip);
         place.map_err(|()| Refused::full("connections_per_ip"))
     }
 

@@ -126,6 +126,7 @@ impl Latency {
 #[derive(Clone, Default)]
 pub struct Metrics {
     pub connections: Gauge,
+    pub under_way: Gauge,
     pub tunnels: Family<Carried, Gauge>,
     pub handshakes: Family<Handshake, Counter>,
     pub requests: Family<Class, Counter>,
@@ -166,6 +167,11 @@ impl Metrics {
             Metrics { bytes_up: direction("up"), bytes_down: direction("down"), ..Metrics::default() };
         let r = registry.sub_registry_with_prefix("weir_proxy");
         r.register("connections", "Open client connections", metrics.connections.clone());
+        r.register(
+            "requests_under_way",
+            "Requests under way to servers, tunnels among them",
+            metrics.under_way.clone(),
+        );
         r.register(
             "tunnels",
             "Open tunnels (WebSockets, sessions of WebTransport) to servers over the network",

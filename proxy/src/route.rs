@@ -47,6 +47,17 @@ pub enum Action {
     Redirect(Redirect),
 }
 
+impl Action {
+    /// Whether there will be a socket to a server.
+    pub fn goes_to_server(&self, websocket: bool) -> bool {
+        match self {
+            Action::Forward(Target::Upstream(_)) => true,
+            Action::Forward(Target::Node { .. }) => !websocket,
+            Action::Answer(_) | Action::Redirect(_) => false,
+        }
+    }
+}
+
 /// What the routes look at in a request.
 pub struct Asked<'a> {
     pub head: &'a Parts,

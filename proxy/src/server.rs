@@ -19,16 +19,24 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
+use weir_core::descriptors::within_reserve;
+use weir_core::limited;
 use weir_core::net::BACKLOG;
 
 /// How often the tables of the rate limiter are swept.
 const SWEEP: Duration = Duration::from_secs(60);
 
+/// Idle connections to servers that are kept, for each thread; Pingora's own number.
+const KEPT: usize = 128;
+
 /// What Pingora needs to be told.
 pub fn conf(conf: &weir_conf::proxy::Proxy) -> ServerConf {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let threads = if conf.threads == 0 { cores } else { conf.threads };
     ServerConf {
-        threads: if conf.threads == 0 { cores } else { conf.threads },
+        threads,
+        // They have their place in the reserve of descriptors.
+        upstream_keepalive_pool_size: within_reserve(KEPT * threads).div_ceil(threads),
         work_stealing: true,
         // How often is the plan's to say (`upstream/plan.rs`); this is the most that the conf allows.
         max_retries: 100,
@@ -115,7 +123,7 @@ async fn accept(opened: Opened, service: Arc<Service>, shutdown: ShutdownWatch) 
             }
             Err(error) => {
                 service.metrics.refuse("accept_error");
-                tracing::warn!(%error, "cannot accept");
+                limited!(warn, ("proxy.listen", "accept"), %error, "cannot accept");
                 // Out of descriptors the connection stays in the backlog, and accept fails at once again.
                 if !matches!(error.kind(), std::io::ErrorKind::ConnectionAborted) {
                     tokio::time::sleep(Duration::from_millis(100)).await;

@@ -7,7 +7,7 @@
 use crate::LocalNode;
 use crate::acme::Acme;
 use crate::admit::counts::KeyPlace;
-use crate::admit::{Admit, Refused};
+use crate::admit::{Admit, Refused, UnderWay};
 use crate::error::BindError;
 use crate::metrics::Metrics;
 use crate::route::{Action, Route, Routes, Target};
@@ -38,6 +38,12 @@ impl Snapshot {
             true => Ok(None),
             false => self.admit.address(ip),
         }
+    }
+
+    /// A request of this client that goes to a server, where it does; the same.
+    pub fn under_way(&self, goes: bool, client: IpAddr) -> Result<Option<UnderWay>, Refused> {
+        let own = (!self.trusted.contains(client)).then_some(client);
+        goes.then(|| self.admit.request(own)).transpose()
     }
 
     /// One TLS handshake of this address; the same.

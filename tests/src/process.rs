@@ -67,22 +67,34 @@ pub struct Spec {
     name: String,
     source: Source,
     set: Vec<(String, String)>,
+    descriptors: Option<usize>,
 }
 
 impl Spec {
     /// With this conf, written to a file of its own.
     pub fn text(name: &str, text: impl Into<String>) -> Spec {
-        Spec { name: name.to_owned(), source: Source::Text(text.into()), set: Vec::new() }
+        Spec::new(name, Source::Text(text.into()))
     }
 
     /// With a conf file that ships, such as `conf/node.toml`.
     pub fn shipped(name: &str, path: &'static str) -> Spec {
-        Spec { name: name.to_owned(), source: Source::Shipped(path), set: Vec::new() }
+        Spec::new(name, Source::Shipped(path))
     }
 
     /// `weir` without arguments; keys are set by the environment then.
     pub fn demo() -> Spec {
-        Spec { name: "demo".to_owned(), source: Source::Demo, set: Vec::new() }
+        Spec::new("demo", Source::Demo)
+    }
+
+    fn new(name: &str, source: Source) -> Spec {
+        Spec { name: name.to_owned(), source, set: Vec::new(), descriptors: None }
+    }
+
+    /// With a hard limit of descriptors.
+    #[must_use]
+    pub fn descriptors(mut self, limit: usize) -> Spec {
+        self.descriptors = Some(limit);
+        self
     }
 
     #[must_use]
@@ -105,7 +117,15 @@ impl Spec {
         let mut set = self.set;
         set.extend(listeners.iter().map(|(key, port)| ((*key).to_owned(), port.to_string())));
         set.push(("admin.listen".to_owned(), admin.to_string()));
-        let mut command = Command::new(binary());
+        let mut command = match self.descriptors {
+            // It becomes the binary, and keeps its pid.
+            Some(limit) => {
+                let mut command = Command::new("prlimit");
+                command.arg(format!("--nofile={limit}:{limit}")).arg(binary());
+                command
+            }
+            None => Command::new(binary()),
+        };
         command.env_remove(BIN);
         let mut arguments: Vec<String> = Vec::new();
         match &self.source {

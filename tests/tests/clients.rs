@@ -5,6 +5,8 @@
 
 #[path = "clients/apps.rs"]
 mod apps;
+#[path = "clients/descriptors.rs"]
+mod descriptors;
 #[path = "clients/floods.rs"]
 mod floods;
 #[path = "clients/rust.rs"]

@@ -40,5 +40,7 @@ mod smuggling;
 mod sticky;
 #[path = "system/stop.rs"]
 mod stop;
+#[path = "system/unproven.rs"]
+mod unproven;
 #[path = "system/upgrades.rs"]
 mod upgrades;

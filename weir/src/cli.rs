@@ -7,7 +7,7 @@
 mod ask;
 mod cert;
 
-use crate::{Inheritance, Weir, bench, signal};
+use crate::{Inheritance, Weir, bench, descriptors, signal};
 use clap::{Args, Parser, Subcommand};
 use std::io::Write;
 use std::path::PathBuf;
@@ -166,7 +166,7 @@ fn serve(sources: Sources, how: How) -> ExitCode {
         eprintln!("weir: {error}");
         return ExitCode::from(EX_CONFIG);
     }
-    raise_descriptor_limit();
+    descriptors::prepare(&config);
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().thread_name("weir").build() {
         Ok(runtime) => runtime,
         Err(error) => {
@@ -178,20 +178,6 @@ fn serve(sources: Sources, how: How) -> ExitCode {
     // Whatever a tier left running in a blocking thread must not hold the exit.
     runtime.shutdown_background();
     code
-}
-
-/// A tunnel takes two descriptors; the soft limit of most systems (1,024) is far below the hard one.
-fn raise_descriptor_limit() {
-    use nix::sys::resource::{Resource, getrlimit, setrlimit};
-    match getrlimit(Resource::RLIMIT_NOFILE) {
-        Ok((soft, hard)) if soft < hard => {
-            if let Err(error) = setrlimit(Resource::RLIMIT_NOFILE, hard, hard) {
-                tracing::warn!(soft, hard, %error, "the limit of open descriptors could not be raised");
-            }
-        }
-        Ok(_) => {}
-        Err(error) => tracing::warn!(%error, "the limit of open descriptors is not known"),
-    }
 }
 
 async fn run(config: &Config, sources: Sources, how: How) -> ExitCode {

@@ -28,6 +28,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::time::{Duration, Instant};
+use weir_core::limited;
 use weir_proxy::{QuicInheritance, QuicSocket, Succession};
 
 /// For the other side to be there: an operator starts one by hand, and then signals the other.
@@ -133,7 +134,9 @@ fn accept(listener: &UnixListener) -> io::Result<UnixStream> {
                 stream.set_write_timeout(Some(ANSWER))?;
                 return Ok(stream);
             }
-            Ok(_) => tracing::warn!("a process of another user connected to the upgrade socket"),
+            Ok(_) => {
+                limited!(warn, "upgrade socket", "a process of another user connected to the upgrade socket")
+            }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             Err(error) => return Err(error),
         }

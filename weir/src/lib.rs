@@ -9,6 +9,7 @@
 
 pub mod bench;
 pub mod cli;
+mod descriptors;
 mod handover;
 mod operate;
 pub mod signal;

@@ -14,6 +14,7 @@ use tokio::io::AsyncRead;
 use tokio::task::coop::consume_budget;
 use tokio::time::{Instant, sleep_until, timeout};
 use weir_core::drain::Drain;
+use weir_core::limited;
 use weir_wire::codec::{self, CodecError, MAX_FRAME};
 use weir_wire::envelope::Question;
 use weir_wire::peer::{BROKER_PROOF, Bye, FromBroker, FromNode, Op, Outcome, Welcome};
@@ -36,7 +37,8 @@ pub(super) async fn run(proven: Proven, peer: SocketAddr, engine: &Arc<Engine>, 
     let attachment = match engine.attach(hello.node, &hello.name, outlet.clone()) {
         Ok(attachment) => attachment,
         Err(bye) => {
-            tracing::warn!(%peer, node = %hello.node, name = hello.name, reason = bye.reason(), "a node was refused");
+            let kind = ("broker.listen", LinkError::Full.cause());
+            limited!(warn, kind, %peer, node = %hello.node, name = hello.name, reason = bye.reason(), "a node was refused");
             refuse(engine, LinkError::Full.cause());
             return say_bye(&mut writer, bye).await;
         }

@@ -16,6 +16,7 @@ use std::time::Duration;
 use tokio::io::AsyncWriteExt;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
+use weir_core::limited;
 use weir_wire::codec::{self, HEADER};
 use weir_wire::mesh::{Deliver, Forward, Hello, Lane, PART, Purpose, Replication, Talk};
 use weir_wire::peer::Bye;
@@ -56,7 +57,7 @@ impl Drop for Held {
 
 /// A connection to this broker's listener, to its end.
 pub async fn accept(shared: &Arc<Shared>, opened: Opened) {
-    let Opened { hello, mut reader, mut writer, peer, permit, deadline } = opened;
+    let Opened { hello, mut reader, mut writer, peer, place, known, deadline } = opened;
     let greet = async {
         shared.may_talk_to(peer.ip())?;
         let (link, said) = heard(shared, &hello, &mut reader, &mut writer).await?;
@@ -71,11 +72,13 @@ pub async fn accept(shared: &Arc<Shared>, opened: Opened) {
     };
     let greeted = tokio::select! {
         greeted = timeout_at(deadline, greet) => greeted.unwrap_or(Err(LinkError::Deadline("the handshake"))),
+        () = place.taken() => Err(LinkError::Displaced),
         () = shared.ending() => Err(LinkError::Stopping),
     };
-    drop(permit);
+    drop(place);
     match greeted {
         Ok(held) => {
+            known.proved(peer.ip());
             if held.link.purpose == Purpose::Link {
                 tracing::info!(broker = %held.link.who.id, name = held.link.who.name, %peer, "linked by a broker");
             }
@@ -94,7 +97,7 @@ fn refused(shared: &Shared, hello: &Hello, peer: std::net::SocketAddr, error: &L
     if matches!(error, LinkError::Refused(Bye::Twin)) {
         tracing::debug!(%peer, %broker, name, %error, "a broker was refused");
     } else {
-        tracing::warn!(%peer, %broker, name, %error, "a broker was refused");
+        limited!(warn, ("a broker was refused", error.cause()), %peer, %broker, name, %error, "a broker was refused");
     }
 }
 

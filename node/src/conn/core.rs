@@ -10,6 +10,7 @@ use super::websocket::Frames;
 use super::{Accepted, CLOSE_WAIT, FAREWELL_WAIT, now};
 use crate::client::Client;
 use crate::frame;
+use crate::limits::Waiting;
 use crate::protocol::{Answer, Format, json};
 use crate::session::{Action, CallResult, Event, Kind, Now, Session, earlier};
 use crate::shared::Shared;
@@ -44,6 +45,8 @@ pub(super) struct Core {
     pub(super) call: Option<Running>,
     /// The call goes on when the connection ends.
     lasting: bool,
+    /// Until it has said `connect`.
+    waiting: Option<Waiting>,
     pub(super) phase: Phase,
     pub(super) stats: Stats,
 }
@@ -66,8 +69,9 @@ impl Core {
         shared: Arc<Shared>,
         spill: Bytes,
         webtransport: Option<Arc<dyn WebTransport>>,
-        accepted: Accepted,
+        mut accepted: Accepted,
     ) -> Core {
+        let waiting = accepted.waiting.take();
         let limit = shared.conf.message_size;
         let format = accepted.format;
         let parser = match format {
@@ -90,6 +94,7 @@ impl Core {
             parser,
             session,
             client,
+            waiting,
             stats: Stats::new(accepted, now.at, shared.metrics.clone()),
             shared,
             writing: VecDeque::new(),
@@ -158,9 +163,20 @@ impl Core {
                 let memberships = hub.drop_all(&self.client);
                 self.end_memberships(memberships);
             }
-            Action::Connected => self.stats.connected(&self.session),
+            Action::Connected => {
+                self.waiting = None;
+                self.stats.connected(&self.session);
+            }
             Action::TokenRefused(reason) => self.stats.token_refused(&reason),
             Action::Close(close) => self.start_closing(close, true),
+        }
+    }
+
+    /// Others need its place, and it has not said `connect`.
+    pub(super) fn poll_waiting(&mut self, cx: &mut Context<'_>) {
+        if self.waiting.as_mut().is_some_and(|waiting| waiting.as_mut().poll(cx).is_ready()) {
+            self.waiting = None;
+            self.session.close(Close::STALE);
         }
     }
 

@@ -7,6 +7,8 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Instant;
 use weir_core::accept::{Permit, Transport};
+use weir_core::limited;
+use weir_core::limited::may_log;
 use weir_wire::close::Close;
 use weir_wire::id::ConnId;
 
@@ -76,7 +78,7 @@ impl Stats {
     }
 
     pub fn token_refused(&self, reason: &str) {
-        tracing::info!(conn = %self.conn, address = %self.address, reason, "token refused");
+        limited!(info, "token refused", conn = %self.conn, address = %self.address, reason, "token refused");
     }
 
     pub fn transport(&self) -> Transport {
@@ -126,7 +128,26 @@ impl Stats {
                 )
             };
         }
-        if dropped { line!(info, "connection dropped") } else { line!(debug, "connection closed") }
+        match dropped {
+            true if may_log(("connection dropped", kind(code))) => line!(info, "connection dropped"),
+            true => {}
+            false => line!(debug, "connection closed"),
+        }
+    }
+}
+
+/// Of dropped connections: each has its share of the log.
+fn kind(code: u16) -> &'static str {
+    match code {
+        1006 => "lost",
+        1009 => "too large",
+        3005 => "expired",
+        3008 => "slow",
+        3012 => "no pong",
+        3013 => "too many",
+        3500..=3501 => "refused",
+        3502 => "stale",
+        _ => "other",
     }
 }
 

@@ -18,6 +18,7 @@ use http::{HeaderMap, Method, Response, StatusCode, Version};
 use std::net::IpAddr;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use weir_core::accept::{Permit, Transport};
+use weir_core::limited;
 use weir_wire::hop;
 use weir_wire::id::ConnId;
 
@@ -44,17 +45,34 @@ pub fn check(
     head: &Parts,
     visitor: Visitor,
 ) -> Result<(HeaderMap, Accepted), Response<Bytes>> {
-    let transport = visitor.transport;
+    let (transport, address) = (visitor.transport, visitor.address);
     match examine(shared, head, visitor) {
         Ok(good) => {
             shared.metrics.handshake("accepted", transport);
             Ok(good)
         }
         Err((outcome, response)) => {
+            log(address, outcome);
             shared.metrics.handshake(outcome, transport);
             Err(response)
         }
     }
+}
+
+/// A line for who was refused, with the key that an operator may want to change.
+pub fn log(client: IpAddr, cause: &'static str) {
+    let key = match cause {
+        "full" => "node.max_connections",
+        "address_full" => "node.max_connections_per_ip",
+        "origin" => "node.allowed_origins",
+        "untrusted" => "node.trusted",
+        "silent" => "node.handshake_timeout",
+        "descriptors" => "LimitNOFILE of the service (ulimit -Hn)",
+        "api_key" => "node.api_key",
+        "not_found" => "node.uni_websocket, node.webtransport",
+        _ => "",
+    };
+    limited!(warn, ("node refuses", cause), %client, cause, key, "a client was refused");
 }
 
 type Refused = (&'static str, Response<Bytes>);
@@ -90,7 +108,7 @@ fn examine(shared: &Shared, head: &Parts, visitor: Visitor) -> Result<(HeaderMap
     if shared.is_draining() {
         return Err(("draining", busy(StatusCode::SERVICE_UNAVAILABLE, "shutting down")));
     }
-    let place = shared.limits.enter(visitor.address).map_err(|full| match full {
+    let (place, waiting) = shared.limits.enter(visitor.address).map_err(|full| match full {
         Full::Node => ("full", busy(StatusCode::SERVICE_UNAVAILABLE, "too many connections")),
         Full::Address => {
             ("address_full", busy(StatusCode::TOO_MANY_REQUESTS, "too many connections of yours"))
@@ -104,6 +122,7 @@ fn examine(shared: &Shared, head: &Parts, visitor: Visitor) -> Result<(HeaderMap
         format,
         control_pings: !of_webtransport && on("cf_ws_frame_ping_pong"),
         datagrams: of_webtransport && on("cf_datagrams"),
+        waiting: Some(waiting),
         connect: parameter(query, "cf_connect").filter(|_| format == Format::JsonUni),
         permits: visitor.permit.into_iter().chain([place]).collect(),
     };

@@ -121,3 +121,26 @@ async fn there_is_room_for_so_many() {
     second.say(json!({"id": 1, "connect": {"token": token(SECRET, &json!({"sub": "ann"}))}})).await;
     assert_eq!(second.close_code().await, 3504);
 }
+
+/// When all places are taken, the first one of those that have not said `connect` goes, if it has had its time.
+#[tokio::test]
+async fn who_does_not_connect_gives_way() {
+    let node = Server::start(|c| {
+        c.max_connections = 3;
+        c.stale_timeout = Duration::from_secs(600);
+    });
+    let connected = node.client("").await;
+    let url = "/connection/websocket";
+    let mut first = node.open(url).await;
+    let mut second = node.open(url).await;
+    assert!(node.open_with(url, &[]).await.is_err(), "somebody went at once");
+    tokio::time::sleep(Duration::from_millis(1100)).await;
+    let mut third = node.open(url).await;
+    assert_eq!(first.close_code().await, 3502);
+    third.say(json!({"id": 1, "connect": {}})).await;
+    third.hear().await;
+    // Nobody else had to go.
+    second.say(json!({"id": 1, "connect": {}})).await;
+    second.hear().await;
+    drop(connected);
+}

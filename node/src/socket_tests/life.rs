@@ -182,6 +182,7 @@ async fn an_idle_connection_is_small() {
     let id = weir_wire::id::NodeId(1);
     let shared = crate::shared::Shared::new(conf(), settings, Default::default(), id, "n".into());
     let accepted = crate::conn::Accepted {
+        waiting: None,
         conn: ConnId::from_random(1),
         address: IpAddr::V4(Ipv4Addr::LOCALHOST),
         transport: weir_core::accept::Transport::H1,

@@ -7,18 +7,26 @@ use dashmap::mapref::entry::Entry;
 use prometheus_client::metrics::gauge::Gauge;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, Weak};
+use weir_core::descriptors::Descriptor;
 use weir_core::sync::lock;
 
-/// One of the process's open connections. The figure that is shown is the one that limits.
-pub struct Place(Gauge);
+/// One of the process's open connections, or of its requests under way. The figure that is shown is the one that
+/// limits.
+pub struct Place(Gauge, Option<Descriptor>);
 
 impl Place {
     /// `max` 0: no limit.
     pub fn among(total: &Gauge, max: usize) -> Option<Place> {
         let max = if max == 0 { i64::MAX } else { i64::try_from(max).unwrap_or(i64::MAX) };
-        let place = Place(total.clone());
+        let place = Place(total.clone(), None);
         let before = total.inc();
         (before < max).then_some(place) // dropping it gives it back
+    }
+
+    /// Held as long as the place is.
+    pub fn with(mut self, socket: Descriptor) -> Place {
+        self.1 = Some(socket);
+        self
     }
 }
 

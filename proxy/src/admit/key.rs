@@ -2,20 +2,17 @@
 
 use std::hash::{BuildHasher, RandomState};
 use std::net::IpAddr;
+use weir_core::client_addr::network;
 
 /// One client in tables of rates and counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Key(u128);
 
-/// An IPv6 client is its prefix (a host is given a whole /64 and can change within it at will); an
-/// IPv4-mapped address is its IPv4 address.
+/// An IPv6 client is its prefix.
 pub fn of_ip(ip: IpAddr, v6_prefix: u8) -> Key {
-    match ip.to_canonical() {
+    match network(ip, v6_prefix) {
         IpAddr::V4(v4) => Key(u128::from(v4.to_bits()) | (0xffff << 32)),
-        IpAddr::V6(v6) => {
-            let mask = u128::MAX.checked_shl(128 - u32::from(v6_prefix.min(128))).unwrap_or(0);
-            Key(v6.to_bits() & mask)
-        }
+        IpAddr::V6(v6) => Key(v6.to_bits()),
     }
 }
 

@@ -225,3 +225,72 @@ async fn handshakes_under_way_are_capped_and_given_back() {
     drop(first.handshake);
     ask(&admit, route, &WS).await.unwrap();
 }
+
+#[test]
+fn requests_under_way_count_by_address_and_in_total() {
+    let (admit, mut conf) = admit(|c| {
+        c.max_requests = 3;
+        c.max_requests_per_ip = 2;
+    });
+    let cause = |admit: &Admit, address| admit.request(address).map_err(|r| (r.status, r.cause)).err();
+    let one = Some(ip("2001:db8::1"));
+    let _first = admit.request(one).unwrap();
+    let second = admit.request(Some(ip("2001:db8::2"))).unwrap();
+    assert_eq!(cause(&admit, one), Some((429, "requests_per_ip")), "its /64 is one client");
+    // Who speaks for many has no number of its own.
+    let _third = admit.request(None).unwrap();
+    assert_eq!(cause(&admit, None), Some((503, "requests")));
+    assert_eq!(cause(&admit, Some(ip("1.1.1.1"))), Some((503, "requests")));
+    drop(second);
+    drop(admit.request(one).unwrap());
+    // They pass on to the next conf, which counts to another number.
+    conf.max_requests_per_ip = 1;
+    let next = admit.renew(&conf, &Metrics::default()).unwrap();
+    assert_eq!(cause(&next, one), Some((429, "requests_per_ip")));
+    drop(next.request(Some(ip("1.1.1.1"))).unwrap());
+}
+
+#[test]
+fn few_descriptors_lower_all_numbers_alike() {
+    let conf = conf();
+    let most = |budget| {
+        let Most { connections, connections_per_ip, requests, requests_per_ip } = Most::of(&conf, budget);
+        [connections, connections_per_ip, requests, requests_per_ip]
+    };
+    let usual =
+        [conf.max_connections, conf.max_connections_per_ip, conf.max_requests, conf.max_requests_per_ip];
+    assert_eq!(most(usize::MAX), usual);
+    for budget in [100, 1_000, 10_000] {
+        let few = most(budget);
+        assert!(few[0] + few[2] <= budget, "{few:?}");
+        // No address gets more of it than of many.
+        assert!(few[1] * usual[0] <= usual[1] * (few[0] + 1) && few[3] * usual[2] <= usual[3] * (few[2] + 1));
+    }
+    let off = weir_conf::proxy::Proxy { max_connections_per_ip: 0, max_requests: 0, ..conf.clone() };
+    let few = Most::of(&off, 1_000);
+    assert_eq!((few.connections_per_ip, few.requests), (0, 0), "no limit stays none");
+}
+
+/// Whatever the source calls a cause has its key, or breaks a rule of a protocol.
+#[test]
+fn each_refusal_names_its_key() {
+    let sources =
+        [include_str!("../admit.rs"), include_str!("gate.rs"), include_str!("../token.rs")].concat();
+    let mut causes = Vec::new();
+    for begin in [
+        "Refused::full(\"",
+        "Refused::forbidden(\"",
+        "too_many(\"",
+        "too_fast(\"",
+        "cause: \"",
+        "later(\"",
+        "now, \"",
+    ] {
+        let named = sources.split(begin).skip(1).filter_map(|rest| rest.split('"').next());
+        causes.extend(named.map(str::to_owned));
+    }
+    assert!(causes.len() > 15, "{causes:?}");
+    for cause in causes {
+        assert!(!refused::key(&cause).is_empty(), "{cause} names no key");
+    }
+}

@@ -3,7 +3,7 @@
 use super::head::{self, Bad, Head};
 use super::proxy_protocol::{self, Parsed};
 use crate::admit::counts::{KeyPlace, Place};
-use crate::admit::gate;
+use crate::admit::{UnderWay, gate};
 use crate::client::Client;
 use crate::quic::Follower;
 use crate::snapshot::Snapshot;
@@ -70,9 +70,9 @@ pub struct From {
 /// address. Where the peer is trusted, the address is that of a request.
 pub type Places = (Option<Place>, Option<KeyPlace>);
 
-/// What one request holds besides: the place of the client for whom a trusted peer speaks, and those
-/// in its route.
-pub type OfRequest = (Option<KeyPlace>, gate::Held);
+/// What one request holds besides: the place of the client for whom a trusted peer speaks, those in its route, and
+/// those of a request that goes to a server.
+pub type OfRequest = (Option<KeyPlace>, gate::Held, Option<UnderWay>);
 
 /// Given back when a connection that became a WebSocket has ended.
 pub type Permit = (Places, OfRequest, Busy);

@@ -160,3 +160,30 @@ fn ended(error: &h2::Error, otherwise: End) -> End {
         None => End::Io,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::time::sleep;
+
+    #[tokio::test(start_paused = true)]
+    async fn pings_keep_no_connection_open() {
+        let (client, server) = tokio::io::duplex(64 << 10);
+        let conf = crate::testing::conf().http2;
+        let deadlines = Deadlines { head: Duration::from_secs(10), idle: Duration::from_secs(60) };
+        let pinging = async {
+            let (_kept, mut conn) = h2::client::handshake(client).await.unwrap();
+            let mut pings = conn.ping_pong().unwrap();
+            let ping = async {
+                while pings.ping(h2::Ping::opaque()).await.is_ok() {
+                    sleep(Duration::from_secs(1)).await;
+                }
+            };
+            tokio::join!(conn, ping).0
+        };
+        let drain = Drain::new();
+        let both = async { tokio::join!(serve(server, &conf, deadlines, &drain, |_, _| {}), pinging) };
+        let (end, _) = timeout(Duration::from_secs(600), both).await.unwrap();
+        assert_eq!(end, End::Idle);
+    }
+}

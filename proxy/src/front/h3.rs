@@ -8,6 +8,7 @@
 //! | what the client does | what ends | with |
 //! |---|---|---|
 //! | a head that does not come in time, or after GOAWAY | the stream | H3_REQUEST_REJECTED |
+//! | no request for too long, whatever else it sends | the connection | GOAWAY, H3_NO_ERROR |
 //! | a head that is too large | the request | 431 |
 //! | early data that is neither GET nor HEAD | the request | 425 |
 //! | a malformed message | the stream | H3_MESSAGE_ERROR |
@@ -55,6 +56,8 @@ pub struct Limits {
     pub max_field_section: u32,
     /// For a request's head, and for whatever else a stream begins with.
     pub head_timeout: Duration,
+    /// A connection without a request is closed after this; before its first one, after `head_timeout`.
+    pub idle_timeout: Duration,
     /// For what we write, without any progress.
     pub write_timeout: Duration,
     /// Sessions of WebTransport at a time; 0 offers none.
@@ -66,6 +69,7 @@ impl Default for Limits {
         Limits {
             max_field_section: 16 * 1024,
             head_timeout: Duration::from_secs(10),
+            idle_timeout: Duration::from_secs(60),
             write_timeout: Duration::from_secs(60),
             max_sessions: 16,
         }

@@ -11,8 +11,8 @@ use super::policy::{Policy, Verdict};
 use super::seats::{EXCESSIVE_LOAD, Follower, Seat, Seats};
 use super::tokens::Used;
 use super::{Crypto, Host, NO_ERROR, Settings};
-use crate::admit::Refused;
 use crate::admit::counts::{KeyPlace, Place};
+use crate::admit::{Refused, log_bad};
 use arc_swap::ArcSwap;
 use quinn::{Connecting, Connection, Incoming, ServerConfig};
 use std::io;
@@ -120,12 +120,13 @@ impl<H: Host> Hall<H> {
                 "ignored"
             }
             Verdict::Refuse => {
+                log_bad(peer.ip(), "quic_handshakes", "too many handshakes are under way");
                 incoming.refuse();
                 "refused"
             }
             Verdict::Accept | Verdict::Retry => match self.places(peer.ip(), validated) {
-                Err(Refused { cause, .. }) => {
-                    tracing::debug!(cause, "QUIC connection refused");
+                Err(refused) => {
+                    refused.log(peer.ip());
                     incoming.refuse();
                     "denied"
                 }
@@ -185,13 +186,16 @@ impl<H: Host> Handshake<H> {
                     self.hand_on(connection, place, seat, Confirmed::default());
                     "done"
                 }
-                Err(refused) => turn_away(&connection, refused),
+                Err(refused) => self.turn_away(&connection, refused),
             },
             Ok(Err(error)) => {
-                tracing::debug!(%error, "QUIC handshake failed");
+                log_bad(self.peer.ip(), "quic_handshake", &error.to_string());
                 "failed"
             }
-            Err(_) => "timeout",
+            Err(_) => {
+                log_bad(self.peer.ip(), "quic_handshake_timeout", "no QUIC handshake in time");
+                "timeout"
+            }
         };
         self.metrics.handshake(outcome);
     }
@@ -214,9 +218,10 @@ impl<H: Host> Handshake<H> {
                     self.seats.assign(&connection, own);
                     "done"
                 }
-                Err(refused) => turn_away(&connection, refused),
+                Err(refused) => self.turn_away(&connection, refused),
             },
             Err(_) => {
+                log_bad(self.peer.ip(), "quic_handshake_timeout", "no QUIC handshake in time");
                 connection.close(NO_ERROR, b"the handshake took too long");
                 "timeout"
             }
@@ -235,6 +240,12 @@ impl<H: Host> Handshake<H> {
         }
     }
 
+    fn turn_away(&self, connection: &Connection, refused: Refused) -> &'static str {
+        refused.log(self.peer.ip());
+        connection.close(EXCESSIVE_LOAD, refused.cause.as_bytes());
+        "denied"
+    }
+
     /// To a task of its own, so that the memory of the handshake is free again.
     fn hand_on(&self, connection: Connection, place: Place, seat: Seat, confirmed: Confirmed) {
         let (peer, local) = (self.peer, connection.local_ip());
@@ -246,10 +257,4 @@ impl<H: Host> Handshake<H> {
             drop((place, seat));
         });
     }
-}
-
-fn turn_away(connection: &Connection, refused: Refused) -> &'static str {
-    tracing::debug!(cause = refused.cause, "QUIC connection refused after its handshake");
-    connection.close(EXCESSIVE_LOAD, refused.cause.as_bytes());
-    "denied"
 }

@@ -151,7 +151,7 @@ impl Seats {
                     Ok(()) => self.metrics.migration("followed"),
                     Err(refused) => {
                         self.metrics.migration("denied");
-                        tracing::debug!(cause = refused.cause, "QUIC connection refused at its new address");
+                        refused.log(ip);
                         let why = b"too many connections from this address, or not allowed";
                         taken.connection.close(EXCESSIVE_LOAD, why);
                     }

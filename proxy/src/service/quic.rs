@@ -74,6 +74,7 @@ impl Host for Front {
         let limits = Limits {
             max_field_section: u32::try_from(snapshot.conf.http2.max_header_list).unwrap_or(u32::MAX),
             head_timeout: snapshot.conf.head_timeout,
+            idle_timeout: snapshot.conf.keepalive_timeout,
             write_timeout: WRITE_TIMEOUT,
             max_sessions: MAX_SESSIONS,
         };

@@ -3,6 +3,7 @@
 
 use super::{Next, Service};
 use crate::access::{Access, End};
+use crate::admit::UnderWay;
 use crate::admit::counts::KeyPlace;
 use crate::admit::gate::{Admitted, AtGate};
 use crate::answer::ToHead;
@@ -75,7 +76,11 @@ impl Service {
         };
         let websocket = asking.is_handshake();
         let at = AtGate { head: &mut asking.head.parts, client, websocket, sticky: &key };
-        let admitted = match route.gate.admit(&snapshot.admit, at).await {
+        let admitted = async {
+            let under_way = snapshot.under_way(route.action.goes_to_server(websocket), client)?;
+            Ok((under_way, route.gate.admit(&snapshot.admit, at).await?))
+        };
+        let (under_way, admitted) = match admitted.await {
             Ok(admitted) => admitted,
             Err(refused) => {
                 let Asking { asker, access, places, own_address, .. } = asking;
@@ -104,12 +109,12 @@ impl Service {
             proof.pass_on(&mut asking.head.parts.headers);
         }
         if websocket {
-            return self.handshake(snapshot, (route, target), pick, asking, admitted).await;
+            return self.handshake(snapshot, (route, target), pick, asking, (admitted, under_way)).await;
         }
         let plan = upstream.plan(&pick.key, pick.prefer.as_deref()).on_behalf_of(asking.from.ends);
         let Asking { asker, places, own_address, busy: _until_answered, head, access, wants_close, .. } =
             asking;
-        let held = (own_address, admitted.held);
+        let held = (own_address, admitted.held, under_way);
         let passage = Passage { plan, access, route: route.clone(), issue: pick.issue, tls: asker.tls };
         match asker.by {
             By::Connection(client) => {
@@ -130,7 +135,7 @@ impl Service {
         (route, target): (&Arc<Route>, &Target),
         pick: Pick,
         mut asking: Asking,
-        admitted: Admitted,
+        (admitted, under_way): (Admitted, Option<UnderWay>),
     ) -> Next {
         let upstream = match target {
             Target::Node { acceptor, .. } => {
@@ -159,7 +164,7 @@ impl Service {
             at_server = permit.take();
             let _unsupported_matters_not = server.watch_peer(&snapshot.conf);
         }
-        let permit: Permit = (places, (own_address, admitted.held), busy);
+        let permit: Permit = (places, (own_address, admitted.held, under_way), busy);
         let until = admitted.proof.and_then(|proof| proof.close_at).map(Into::into);
         let held = Held { access, conf, until, _permit: (permit, at_server) };
         self.tunnel(asker, greeted, route, pick.issue, held).await
@@ -184,7 +189,7 @@ impl Service {
             began: access.started,
             slot: admitted.handshake,
         });
-        let held: Permit = (places, (own_address, admitted.held), busy);
+        let held: Permit = (places, (own_address, admitted.held, None), busy);
         let permit = Box::new((held, LogAtEnd { access, status }));
         let (client, conn, transport) = (from.client, from.conn, from.transport);
         node.accept(Request { head: head.parts, transport, client, conn, exchange, permit });

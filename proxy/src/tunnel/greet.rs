@@ -21,6 +21,7 @@ use std::time::{Duration, Instant};
 use tokio::io::AsyncWriteExt;
 use tokio::time::timeout;
 use weir_core::accept::Transport;
+use weir_core::limited;
 use weir_wire::hop::WEBTRANSPORT;
 
 /// How a server took a handshake.
@@ -78,7 +79,7 @@ async fn ask(plan: &mut Plan, head: &Parts, deadlines: Deadlines, access: &mut A
                 Some(cause) => attempt.fail(Instant::now(), cause),
                 None => {
                     attempt.give_up();
-                    tracing::error!(%error, "cannot connect to any server: out of sockets or ports");
+                    limited!(error, "out of sockets", %error, "cannot connect to any server: out of sockets or ports");
                     return Greeted::Failed {
                         status: 503,
                         retry_after: Some(Duration::from_secs(1)),
@@ -139,7 +140,13 @@ async fn handshake(
         }
         Ok(Answer::Plain(response)) if of_session && !is_refusal(response.status().as_u16()) => {
             let (server, status) = (&**attempt.name(), response.status().as_u16());
-            tracing::warn!(server, status, "no session of WebTransport: the server is not a node of Weir");
+            limited!(
+                warn,
+                "not a node",
+                server,
+                status,
+                "no session of WebTransport: the server is not a node of Weir"
+            );
             failed(502, "not_a_node")
         }
         Ok(Answer::Plain(response)) => Greeted::Refused(response),

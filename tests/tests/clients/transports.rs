@@ -27,7 +27,7 @@ pub struct Tls {
 }
 
 impl Tls {
-    fn new() -> Tls {
+    pub fn new() -> Tls {
         let files = tempfile::tempdir().unwrap();
         let made = Command::new(binary())
             .args(["cert", "self-signed", "--names", "localhost,127.0.0.1", "--out"])
@@ -40,7 +40,7 @@ impl Tls {
         Tls { port: Port::free(), hash, files }
     }
 
-    fn conf(&self) -> String {
+    pub fn conf(&self) -> String {
         let (cert, key) = (self.files.path().join("cert.pem"), self.files.path().join("key.pem"));
         let tls = &self.port;
         format!(

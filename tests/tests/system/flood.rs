@@ -21,7 +21,7 @@ use weir_tests::{conf, until, within};
 const CONNECTS: usize = 10_000;
 const AT_ONCE: usize = 200;
 /// `max_connections_per_ip` as it ships.
-const PER_ADDRESS: usize = 200;
+const PER_ADDRESS: usize = 1000;
 
 /// Runs a test in a network of its own, in which all of 2001:db8::/32 is here. It needs root; without it the test
 /// runs in the machine's own network. Says which.

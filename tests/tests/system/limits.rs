@@ -8,9 +8,12 @@ use tokio::net::TcpStream;
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::http;
 use weir_tests::client::{Client, Open, PATH};
+use weir_tests::echo::{self, EchoServer};
 use weir_tests::http::{Response, get, raw};
+use weir_tests::ports::Port;
+use weir_tests::process::Spec;
 use weir_tests::systems::Embedded;
-use weir_tests::{unique, until, within};
+use weir_tests::{conf, unique, until, within};
 
 type Refusal = http::Response<Option<Vec<u8>>>;
 
@@ -161,4 +164,59 @@ async fn one_user_over_his_connections_is_3504() {
     second.send(json!({"id": 1, "connect": connect})).await;
     assert_eq!(second.expect_close().await.0, 3504);
     first.fence().await;
+}
+
+/// 150 people with three tabs each, behind one address, whose connections broke together. Limits are those that ship.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_office_comes_back_at_once() {
+    let (ports, addrs) = echo::ports(4);
+    let mut servers = Vec::new();
+    for port in &ports {
+        servers.push(EchoServer::start(port, "a").await);
+    }
+    let listen = Port::free();
+    let process = Spec::text("proxy", conf::proxy("app", &addrs)).start(&[("proxy.listen", &listen)]).await;
+    let mut coming = tokio::task::JoinSet::new();
+    for tab in 0..450 {
+        let tab = Open::to(listen.addr()).from(Ipv4Addr::new(127, 0, 0, 5)).target(&format!("/?key={tab}"));
+        coming.spawn(async move { tab.try_open().await.map_err(|refusal| refusal.status()) });
+    }
+    let mut tabs = Vec::new();
+    while let Some(tab) = coming.join_next().await {
+        tabs.push(tab.unwrap().unwrap_or_else(|status| panic!("tab {} was refused: {status}", tabs.len())));
+    }
+    assert_eq!(process.metric("weir_proxy_refused_total", &[]).await, 0.0);
+}
+
+/// Whatever refuses somebody is found in the log, by the key that did it; a flood of it takes a few lines.
+#[tokio::test]
+async fn each_refusal_names_its_key_in_the_log() {
+    let table: [(&str, &[(&str, &str)], &str); 6] = [
+        ("connections_per_ip", &[("proxy.max_connections_per_ip", "1")], "proxy.max_connections_per_ip"),
+        ("connections", &[("proxy.max_connections", "1")], "proxy.max_connections"),
+        ("denied", &[("proxy.deny", "[\"127.0.0.2\"]")], "proxy.allow, proxy.deny"),
+        ("rate", &[("proxy.handshake_rate", "1/h"), ("proxy.handshake_burst", "1")], "proxy.handshake_rate"),
+        (
+            "budget",
+            &[
+                ("proxy.admission.rate", "1/h"),
+                ("proxy.admission.burst", "1"),
+                ("proxy.admission.wait", "0s"),
+            ],
+            "proxy.admission.rate",
+        ),
+        ("address_full", &[("node.max_connections_per_ip", "1")], "node.max_connections_per_ip"),
+    ];
+    for (cause, set, key) in table {
+        let weir = Embedded::start_with(set).await;
+        let _first = from(&weir, 2).try_open().await;
+        for _ in 0..30 {
+            refused(from(&weir, 2).try_open().await);
+        }
+        let is_it = |line: &str| line.contains(&format!("cause=\"{cause}\"")) && line.contains("key=");
+        let line = weir.process.logged(cause, is_it).await;
+        assert!(line.contains(&format!("key=\"{key}")) && line.contains("client=127.0.0.2"), "{line}");
+        let lines = weir.process.log().lines().filter(|line| is_it(line)).count();
+        assert!(lines <= 10, "{lines} lines of {cause}");
+    }
 }

@@ -15,12 +15,15 @@ use quinn::{Connection, ConnectionError, RecvStream, SendStream};
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::time::timeout;
+use tokio::time::{Instant, sleep_until, timeout};
 use weir_core::drain::Drain;
 use weir_h3::{Code, Error, Settings, datagram, frame, stream};
 
 /// Unidirectional streams that are read at a time: three are of use. More wait until some have ended.
 const MAX_UNI: usize = 32;
+
+/// A connection is looked at so often for whether it is in use.
+const IDLE_LOOK: Duration = Duration::from_secs(5);
 
 /// After the last answer was written, until the connection is closed; for its bytes to arrive.
 const LINGER: Duration = Duration::from_secs(2);
@@ -30,7 +33,8 @@ pub async fn serve<H: Handler>(conn: Connection, handler: Arc<H>, limits: Limits
     let control = timeout(limits.head_timeout, open_control(&shared)).await;
     match control {
         Ok(Ok(control)) => {
-            let driver = Driver { shared: shared.clone(), handler, control, next: 0, goaway: None };
+            let idle = Idle { limit: limits.head_timeout, since: Instant::now() };
+            let driver = Driver { shared: shared.clone(), handler, control, next: 0, goaway: None, idle };
             driver.run(&drain).await;
         }
         Ok(Err(_)) => {}
@@ -64,6 +68,29 @@ struct Driver<H> {
     next: u64,
     /// Requests from this stream on are rejected.
     goaway: Option<u64>,
+    idle: Idle,
+}
+
+/// How long there has been no request. Pings and other frames are none, and keep nothing open.
+struct Idle {
+    limit: Duration,
+    since: Instant,
+}
+
+impl Idle {
+    /// Whether the connection has been without one for too long; `then` is the limit from the first one on.
+    fn is_over(&mut self, used: bool, then: Duration, now: Instant) -> bool {
+        if used {
+            *self = Idle { limit: then, since: now };
+        }
+        now.saturating_duration_since(self.since) >= self.limit
+    }
+
+    /// When to look again.
+    fn look(&self) -> Instant {
+        let over = self.since + self.limit;
+        over.min(Instant::now() + IDLE_LOOK).max(Instant::now() + Duration::from_millis(1))
+    }
 }
 
 impl<H: Handler> Driver<H> {
@@ -74,6 +101,11 @@ impl<H: Handler> Driver<H> {
         loop {
             // A client that always has something ready shares the thread all the same.
             tokio::task::coop::consume_budget().await;
+            let then = self.shared.limits.idle_timeout;
+            if self.idle.is_over(self.shared.is_used(), then, Instant::now()) && self.goaway.is_none() {
+                // What is on its way meanwhile is told that it may be asked again.
+                self.go_away().await;
+            }
             tokio::select! {
                 stream = conn.accept_bi() => match stream {
                     Ok((send, recv)) => self.accept(send, recv),
@@ -96,6 +128,7 @@ impl<H: Handler> Driver<H> {
                 },
                 () = drain.begun(), if self.goaway.is_none() => self.go_away().await,
                 () = self.shared.busy.wait(), if self.goaway.is_some() => break,
+                () = sleep_until(self.idle.look()), if self.goaway.is_none() => {}
                 () = drain.stopped() => break,
             }
         }

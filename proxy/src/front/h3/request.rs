@@ -1,6 +1,6 @@
 //! A stream that the client opened, up to its head: which it is, and who takes it.
 
-use super::shared::{Shared, abort};
+use super::shared::{Headless, Shared, abort};
 use super::{H3Stream, Handler};
 use bytes::Bytes;
 use http::{HeaderMap, Method, StatusCode};
@@ -21,6 +21,7 @@ pub async fn take<H: Handler>(
     busy: TaskTrackerToken,
 ) {
     let deadline = Instant::now() + shared.limits.head_timeout;
+    let headless = Headless::new(&shared);
     let mut ahead = Bytes::new();
     match timeout_at(deadline, kind(&mut recv, &mut ahead)).await {
         Ok(Some(Bidi::Request)) if is_late => {
@@ -29,11 +30,11 @@ pub async fn take<H: Handler>(
         }
         Ok(Some(Bidi::Request)) => {
             let stream = H3Stream::new(shared, send, recv, ahead, busy);
-            request(handler, stream, deadline).await;
+            request(handler, stream, deadline, headless).await;
         }
         Ok(Some(Bidi::WebTransport(session))) => {
             // The session is what a drain waits for.
-            drop(busy);
+            drop((busy, headless));
             shared.sessions.stream(&shared, session, (send, recv, ahead), deadline).await;
         }
         Ok(None) => {
@@ -58,7 +59,7 @@ async fn kind(recv: &mut RecvStream, ahead: &mut Bytes) -> Option<Bidi> {
     }
 }
 
-async fn request<H: Handler>(handler: Arc<H>, mut stream: H3Stream, deadline: Instant) {
+async fn request<H: Handler>(handler: Arc<H>, mut stream: H3Stream, deadline: Instant, headless: Headless) {
     let mut head = match timeout_at(deadline, stream.read_head()).await {
         Ok(Ok(head)) => head,
         Ok(Err(Some(error))) if error == qpack::TOO_LARGE => {
@@ -73,6 +74,7 @@ async fn request<H: Handler>(handler: Arc<H>, mut stream: H3Stream, deadline: In
             return stream.abort(Code::H3_REQUEST_REJECTED);
         }
     };
+    drop(headless);
     if stream.is_early() {
         if !matches!(head.method, Method::GET | Method::HEAD) {
             stream.shared().count("early data with an unsafe method");

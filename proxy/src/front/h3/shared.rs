@@ -3,6 +3,7 @@
 use super::sessions::Sessions;
 use super::{Handler, Limits};
 use std::io;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::SetOnce;
 use tokio::time::Instant;
@@ -21,8 +22,10 @@ pub struct Shared {
     /// The client's, when they have come.
     pub settings: SetOnce<Settings>,
     pub sessions: Sessions,
-    /// The requests that were taken.
+    /// The requests that were taken, and streams that may become one.
     pub busy: TaskTracker,
+    /// How many of these have no head yet.
+    headless: AtomicUsize,
     /// The process's, which waits for more than this connection.
     pub drain: Drain,
     cancelled: Mutex<Cancelled>,
@@ -43,10 +46,16 @@ impl Shared {
             settings: SetOnce::new(),
             sessions: Sessions::new(limits.max_sessions as usize),
             busy: TaskTracker::new(),
+            headless: AtomicUsize::new(0),
             drain,
             cancelled: Mutex::new(Cancelled::new(Instant::now())),
             count: Box::new(move |cause| handler.refused(cause)),
         })
+    }
+
+    /// Whether there is a request, a tunnel or a session. A stream that only might become one is none.
+    pub fn is_used(&self) -> bool {
+        self.busy.len() > self.headless.load(Relaxed)
     }
 
     pub fn count(&self, cause: &'static str) {
@@ -79,6 +88,22 @@ impl Shared {
                 abort(error.code, send, recv);
             }
         }
+    }
+}
+
+/// A stream whose head has not come yet.
+pub struct Headless(Arc<Shared>);
+
+impl Headless {
+    pub fn new(shared: &Arc<Shared>) -> Headless {
+        shared.headless.fetch_add(1, Relaxed);
+        Headless(shared.clone())
+    }
+}
+
+impl Drop for Headless {
+    fn drop(&mut self) {
+        self.0.headless.fetch_sub(1, Relaxed);
     }
 }
 

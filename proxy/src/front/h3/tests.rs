@@ -405,3 +405,45 @@ async fn a_flood_of_empty_frames_ends() {
     let _closed = control.write_all(&[0x21, 0].repeat(200_000)).await;
     assert_eq!(closed(&conn).await, Code::H3_EXCESSIVE_LOAD);
 }
+
+/// Pings keep none open, nor do streams that never become a request; a tunnel does.
+#[tokio::test]
+async fn a_connection_without_a_request_ends() {
+    let limits = Limits {
+        head_timeout: Duration::from_millis(300),
+        idle_timeout: Duration::from_millis(300),
+        ..Limits::default()
+    };
+    let server = Server::with(echo, limits).await;
+    // Not a word, not even settings; and one that has said hello.
+    let (_endpoint, silent) = server.dial().await;
+    let greeted = server.client().await;
+    // Streams that begin, one after the other.
+    let (_second, beginner) = server.dial().await;
+    let begin = beginner.clone();
+    tokio::spawn(async move {
+        let mut begun = Vec::new();
+        while let Ok((mut send, recv)) = begin.open_bi().await {
+            let _may_have_ended = send.write_all(&[1]).await;
+            begun.push((send, recv));
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    });
+    // A tunnel from before that stays, as long as it is open.
+    let client = server.client().await;
+    let mut tunnel = client.connect("websocket", "/ws").await;
+    assert_eq!(tunnel.status().await, StatusCode::OK);
+    assert_eq!(closed(&silent).await, Code::H3_NO_ERROR);
+    assert_eq!(greeted.closed().await, Code::H3_NO_ERROR);
+    assert_eq!(closed(&beginner).await, Code::H3_NO_ERROR);
+    tunnel.write(b"still here").await;
+    assert_eq!(&tunnel.data().await.unwrap()[..], b"still here");
+    tunnel.send.finish().unwrap();
+    assert_eq!(client.closed().await, Code::H3_NO_ERROR);
+    // Between two requests it stays.
+    let client = server.client().await;
+    for _ in 0..3 {
+        assert_eq!(client.request(Method::GET, "/", &[]).await.status().await, StatusCode::OK);
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
