@@ -12,7 +12,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use weir_broker::{Broker, Bus, BusError, Event, Inbox, RemoteBus};
-use weir_conf::units::{Rate, Secret};
+use weir_conf::units::Secret;
 use weir_conf::{broker, node};
 use weir_core::drain::Drain;
 use weir_wire::codec;
@@ -42,48 +42,11 @@ fn broker_conf(listen: SocketAddr, secret: &str) -> broker::Broker {
 }
 
 fn node_conf(broker: SocketAddr, secret: &str, inbox_size: usize) -> node::Node {
-    let unset = Secret::default;
     node::Node {
-        listen: "127.0.0.1:0".parse().unwrap(),
-        name: String::new(),
-        trusted: vec![],
-        allowed_origins: vec![],
-        api_key: unset(),
-        api_body_size: 0,
-        token: node::Token {
-            hmac_secret: unset(),
-            hmac_previous_secret: unset(),
-            rsa_public_key: unset(),
-            ecdsa_public_key: unset(),
-            audience: String::new(),
-            issuer: String::new(),
-        },
-        anonymous: false,
-        uni_websocket: false,
-        webtransport: true,
-        demo_page: false,
-        max_connections: 0,
-        max_connections_per_ip: 0,
-        max_connections_per_user: 0,
-        channels_per_client: 0,
-        channel_name_size: 0,
-        message_size: 0,
-        outbox_size: 0,
-        write_timeout: Duration::ZERO,
-        handshake_timeout: Duration::ZERO,
-        ping_interval: Duration::ZERO,
-        pong_timeout: Duration::ZERO,
-        stale_timeout: Duration::ZERO,
-        expired_grace: Duration::ZERO,
-        history_limit: 0,
         brokers: vec![broker.to_string()],
         broker_secret: Secret::new(secret.into()),
-        broker_tls_cert: String::new(),
-        broker_tls_key: String::new(),
-        broker_tls_ca: String::new(),
-        bus_timeout: Duration::from_secs(5),
         inbox_size,
-        drain: node::Drain { rate: Rate { per_second: 1.0 }, timeout: Duration::ZERO },
+        ..weir_conf::Config::default().node
     }
 }
 

@@ -10,8 +10,10 @@ pub struct Admin {
     pub listen: SocketAddr,
     /// Bearer token for `/admin/v1/…`; needed for everything when `listen` is not loopback.
     pub token: Secret,
-    /// Where a successor waits for the listeners of the process that it replaces.
+    /// Names by which the listener may be asked, besides addresses and `localhost`.
+    pub hosts: Vec<String>,
+    /// Where a successor waits for the listeners of the process that it replaces; "": in a folder of its user's.
     pub upgrade_socket: String,
 }
 
-keys!(Admin { enabled, listen, token, upgrade_socket });
+keys!(Admin { enabled, listen, token, hosts, upgrade_socket });

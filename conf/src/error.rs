@@ -33,6 +33,12 @@ pub struct Mistake {
 pub struct Errors(pub(crate) Vec<Mistake>);
 
 impl Errors {
+    /// `None`: there are none.
+    pub fn new(mut mistakes: Vec<Mistake>) -> Option<Errors> {
+        mistakes.sort();
+        (!mistakes.is_empty()).then_some(Errors(mistakes))
+    }
+
     pub fn iter(&self) -> std::slice::Iter<'_, Mistake> {
         self.0.iter()
     }

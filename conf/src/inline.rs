@@ -48,7 +48,9 @@ impl<'a> Inline<'a, '_, '_> {
 
     pub fn find<T: Value>(&mut self, key: &'static str) -> Option<T> {
         let item = self.given(key)?;
-        T::read(item, &format!("{}.{key}", self.path), self.reader)
+        let path = format!("{}.{key}", self.path);
+        self.reader.places.insert(path.clone(), item.place.clone());
+        T::read(item, &path, self.reader)
     }
 
     pub fn need<T: Value>(&mut self, key: &'static str, accepted: &str) -> Option<T> {

@@ -80,6 +80,18 @@ pub struct Loaded {
 }
 
 impl Loaded {
+    /// Where a key was given, or the nearest table around it.
+    pub fn place(&self, key: &str) -> Place {
+        let mut key = key;
+        loop {
+            if let Some(place) = self.places.get(key) {
+                return place.clone();
+            }
+            let Some(end) = key.rfind(['.', '[']) else { return Place::Default };
+            key = &key[..end];
+        }
+    }
+
     /// The effective conf as TOML, each value with its source as a comment; secrets are not shown.
     /// Sections of roles that this process does not run are left out.
     pub fn to_toml(&self) -> String {

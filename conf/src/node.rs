@@ -36,6 +36,8 @@ pub struct Node {
     pub channel_name_size: usize,
     /// Largest message from a client; over it 1009.
     pub message_size: usize,
+    /// From a message's first byte to its last; over it 1008.
+    pub message_timeout: Duration,
     /// Bytes that may wait for one client; over it 3008.
     pub outbox_size: usize,
     pub write_timeout: Duration,
@@ -76,6 +78,8 @@ pub struct Token {
     /// Required `aud` and `iss`; empty: not checked.
     pub audience: String,
     pub issuer: String,
+    /// What clocks may differ by, for `nbf` and `iat`.
+    pub leeway: Duration,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -106,6 +110,7 @@ keys!(Node {
     channels_per_client in 1..,
     channel_name_size in 1..=65_535,
     message_size as Bytes in Bytes(1)..=Bytes(1 << 28),
+    message_timeout in TICK..,
     outbox_size as Bytes in Bytes(1024)..,
     write_timeout in TICK..,
     handshake_timeout in TICK..,
@@ -124,6 +129,14 @@ keys!(Node {
     drain,
 });
 
-keys!(Token { hmac_secret, hmac_previous_secret, rsa_public_key, ecdsa_public_key, audience, issuer });
+keys!(Token {
+    hmac_secret,
+    hmac_previous_secret,
+    rsa_public_key,
+    ecdsa_public_key,
+    audience,
+    issuer,
+    leeway,
+});
 
 keys!(Drain { rate, timeout });

@@ -8,6 +8,7 @@ use crate::tree::{Item, Raw, Table};
 use crate::write::Writer;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::{Bound, RangeBounds};
+use std::sync::Arc;
 
 /// A single value, such as a duration.
 pub(crate) trait Value: Sized {
@@ -87,6 +88,8 @@ pub(crate) struct Reader<'t> {
     pub warnings: Vec<Mistake>,
     /// Where each key that the sources give was given.
     pub places: BTreeMap<String, Place>,
+    /// Conf files that hold secrets and that others can read.
+    pub exposed: BTreeSet<Arc<str>>,
     /// All defaults, to tell what section a misplaced key belongs to.
     pub defaults: &'t Table,
 }
@@ -99,12 +102,17 @@ impl<'t> Reader<'t> {
             mistakes: Vec::new(),
             warnings: Vec::new(),
             places: BTreeMap::new(),
+            exposed: BTreeSet::new(),
             defaults,
         }
     }
 
     pub fn mistake(&mut self, place: &Place, key: &str, text: impl Into<String>) {
         self.mistakes.push(Mistake { place: place.clone(), key: key.to_owned(), text: text.into() });
+    }
+
+    pub fn warn(&mut self, place: &Place, key: &str, text: impl Into<String>) {
+        self.warnings.push(Mistake { place: place.clone(), key: key.to_owned(), text: text.into() });
     }
 
     /// `"abc" is not a size; accepted: …`

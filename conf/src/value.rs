@@ -1,5 +1,7 @@
 //! How each kind of value is read from TOML and written back.
 
+use crate::access::exposed;
+use crate::error::Place;
 use crate::section::{Reader, Value};
 use crate::tree::{Item, Raw};
 use crate::units::{Bytes, Cidr, Rate, Secret, duration_text, parse_duration, parse_size};
@@ -7,6 +9,9 @@ use crate::write::quote;
 use std::io::Read;
 use std::net::SocketAddr;
 use std::time::Duration;
+
+/// Secrets that ship in examples, and are none.
+pub(crate) const PLACEHOLDERS: [&str; 2] = ["change-me", "demo"];
 
 /// Secrets are keys and PEM blocks; no file of that kind is larger.
 const SECRET_SIZE: u64 = 64 * 1024;
@@ -233,6 +238,7 @@ impl Value for Secret {
         } else if let Some(file) = text.strip_prefix("file:") {
             secret_from_file(file, item, path, reader)
         } else {
+            look_at_place(text, item, path, reader);
             Ok(text.to_owned())
         };
         match result {
@@ -276,14 +282,32 @@ fn secret_from_file(file: &str, item: &Item, path: &str, reader: &mut Reader<'_>
     if secret.is_empty() {
         return Err(format!("the file {file:?} is empty; {accepted}"));
     }
-    if readable_by_all(&about) && !is_public(secret) {
-        reader.warnings.push(crate::Mistake {
-            place: item.place.clone(),
-            key: path.to_owned(),
-            text: format!("every user of this machine can read the file {file:?}; better: chmod 600"),
-        });
+    if let Some(who) = exposed(&about).filter(|_| !is_public(secret)) {
+        reader.warn(&item.place, path, format!("{who} the file {file:?}; better: chmod 600"));
     }
     Ok(secret.to_owned())
+}
+
+/// The secret itself stands in the conf, or on the command line: whoever can read that has it. Said once for a file.
+fn look_at_place(secret: &str, item: &Item, path: &str, reader: &mut Reader<'_>) {
+    if secret.is_empty() || is_public(secret) || PLACEHOLDERS.contains(&secret) {
+        return;
+    }
+    let text = match &item.place {
+        Place::File { path: file, .. } => {
+            let about = std::fs::metadata(&**file).ok();
+            let Some(who) = about.as_ref().and_then(exposed) else { return };
+            if !reader.exposed.insert(file.clone()) {
+                return;
+            }
+format!("{who} this file, and it holds this secret; better: chmod 600, \"file:/path\" or \"env:NAME\"")
+        }
+        Place::CommandLine(_) => "every user of this machine can read a command line; better: \"file:/path\", \"env:NAME\", or the \
+             variable in place of --set"
+            .to_owned(),
+        Place::Default | Place::Environment(_) => return,
+    };
+    reader.warn(&item.place, path, text);
 }
 
 /// Keys to verify with are read by the same keys of the conf as secrets.
@@ -291,15 +315,4 @@ fn is_public(text: &str) -> bool {
     ["-----BEGIN PUBLIC KEY-----", "-----BEGIN RSA PUBLIC KEY-----", "-----BEGIN CERTIFICATE-----"]
         .iter()
         .any(|begin| text.starts_with(begin))
-}
-
-#[cfg(unix)]
-fn readable_by_all(about: &std::fs::Metadata) -> bool {
-    use std::os::unix::fs::PermissionsExt;
-    about.permissions().mode() & 0o004 != 0
-}
-
-#[cfg(not(unix))]
-fn readable_by_all(_: &std::fs::Metadata) -> bool {
-    false
 }

@@ -1,8 +1,10 @@
 //! The operator's listener: `/health`, `/ready`, `/metrics`, and `/admin/v1/VERB` (see `admin/verbs.rs`).
 //!
 //! It is a listener of its own, so that nothing here can be reached through the public ones, and
-//! it wants a bearer token as soon as it listens anywhere but on loopback.
+//! it wants a bearer token as soon as it listens anywhere but on loopback. Pages of strangers do not get to read it
+//! by a name of theirs (`admin/host.rs`).
 
+mod host;
 pub mod verbs;
 
 use crate::drain::Drain;
@@ -47,6 +49,7 @@ pub struct Admin {
     listener: TcpListener,
     token: weir_conf::units::Secret,
     token_for_all: bool,
+    hosts: Vec<String>,
 }
 
 impl Admin {
@@ -61,6 +64,7 @@ impl Admin {
             listener: TcpListener::from_std(listener)?,
             token: conf.token.clone(),
             token_for_all: !conf.listen.ip().is_loopback(),
+            hosts: conf.hosts.clone(),
         })
     }
 
@@ -95,6 +99,7 @@ impl Admin {
             verbs,
             token: self.token,
             token_for_all: self.token_for_all,
+            hosts: self.hosts,
             drain: drain.clone(),
         });
         let places = Unproven::new(Room::within_reserve(ROOM), Room::within_reserve(LOCAL_ROOM));
@@ -135,6 +140,7 @@ struct State {
     verbs: Arc<dyn Verbs>,
     token: weir_conf::units::Secret,
     token_for_all: bool,
+    hosts: Vec<String>,
     drain: Drain,
 }
 
@@ -175,12 +181,16 @@ impl State {
 
     async fn answer(&self, request: Request<Incoming>) -> Response<Full<Bytes>> {
         let verb = request.uri().path().strip_prefix(VERBS).map(str::to_owned);
-        if (self.token_for_all || verb.is_some()) && !self.authorized(&request) {
+        let authorized = self.authorized(&request);
+        if (self.token_for_all || verb.is_some()) && !authorized {
             let why = match self.token.is_empty() {
                 true => "401 there is no admin.token in the conf, so orders are off\n",
                 false => "401 a bearer token (admin.token) is needed\n",
             };
             return text(StatusCode::UNAUTHORIZED, why.into());
+        }
+        if !authorized && let Some(refusal) = self.misdirected(&request) {
+            return refusal;
         }
         if let Some(verb) = verb {
             return self.order(&verb, request).await;
@@ -200,6 +210,27 @@ impl State {
             }
             _ => text(StatusCode::NOT_FOUND, "404 /health /ready /metrics /admin/v1/VERB\n".into()),
         }
+    }
+
+    /// The answer to whoever asks by a name that is not ours.
+    fn misdirected(&self, request: &Request<Incoming>) -> Option<Response<Full<Bytes>>> {
+        let host = match host::named(request.uri(), request.headers()) {
+            Ok(host) if host::is_ours(&host, &self.hosts) => return None,
+            Ok(host) | Err(host) => host,
+        };
+        // Nothing but what a probe wants to know, and not why.
+        let probed = match (request.method(), request.uri().path()) {
+            (&Method::GET, "/health") => Some(StatusCode::OK),
+            (&Method::GET, "/ready") => Some(self.ready().status()),
+            _ => None,
+        };
+        if let Some(status) = probed {
+            let word = if status.is_success() { "ok" } else { "not ready" };
+            return Some(text(status, format!("{word}\n")));
+        }
+        tracing::debug!(host, "a request by a name that is not in admin.hosts");
+        let why = format!("421 Host {} is not in admin.hosts\n", host.escape_default());
+        Some(text(StatusCode::MISDIRECTED_REQUEST, why))
     }
 
     async fn order(&self, verb: &str, request: Request<Incoming>) -> Response<Full<Bytes>> {
@@ -277,8 +308,12 @@ mod tests {
     use weir_conf::units::Secret;
 
     async fn get(addr: SocketAddr, path: &str, extra: &str) -> String {
+        get_as(addr, path, "127.0.0.1", extra).await
+    }
+
+    async fn get_as(addr: SocketAddr, path: &str, host: &str, extra: &str) -> String {
         let mut stream = TcpStream::connect(addr).await.unwrap();
-        let head = format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n{extra}\r\n");
+        let head = format!("GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n{extra}\r\n");
         stream.write_all(head.as_bytes()).await.unwrap();
         let mut out = String::new();
         stream.read_to_string(&mut out).await.unwrap();
@@ -289,6 +324,7 @@ mod tests {
         let conf = Conf {
             listen: listen.parse().unwrap(),
             token: Secret::new(token.into()),
+            hosts: vec!["weir.internal".into()],
             ..weir_conf::Config::default().admin
         };
         let admin = Admin::bind(&conf, None).unwrap();
@@ -385,5 +421,33 @@ mod tests {
         assert!(wrong.starts_with("HTTP/1.1 401"));
         let right = get(addr, "/health", "Authorization: Bearer sesame\r\n").await;
         assert!(right.starts_with("HTTP/1.1 200"));
+    }
+
+    #[tokio::test]
+    async fn pages_of_strangers_get_nothing_but_a_status() {
+        let (addr, drain) = start("127.0.0.1:0", "sesame", Box::new(|| Err("down".into()))).await;
+        let status = |answer: &str| answer.split(' ').nth(1).unwrap().to_owned();
+        let bearer = "Authorization: Bearer sesame\r\n";
+        for (host, path, extra, want) in [
+            ("evil.example", "/metrics", "", "421"),
+            ("evil.example", "/none", "", "421"),
+            ("evil.example", "/admin/v1/status", "", "401"),
+            ("evil.example", "/metrics", "Authorization: Bearer sesamo\r\n", "421"),
+            ("evil.example", "/metrics", bearer, "200"),
+            ("weir.internal:9000", "/metrics", "", "200"),
+            ("localhost:9000", "/metrics", "", "200"),
+            ("[::1]:9000", "/metrics", "", "200"),
+            ("evil.example", "/health", "", "200"),
+            ("evil.example", "/ready", "", "503"),
+        ] {
+            let answer = get_as(addr, path, host, extra).await;
+            assert_eq!(status(&answer), want, "{host} {path} {extra}: {answer}");
+            let told = answer.contains("bus: down");
+            assert!(!told, "{host} {path}: {answer}");
+            assert_eq!(answer.contains("admin.hosts"), want == "421", "{answer}");
+        }
+        assert!(get(addr, "/ready", "").await.contains("bus: down"));
+        assert!(get_as(addr, "/ready", "evil.example", bearer).await.contains("bus: down"));
+        drain.stop();
     }
 }

@@ -7,6 +7,8 @@
 
 pub use jsonwebtoken::{Algorithm, DecodingKey};
 
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use jsonwebtoken::crypto::{CryptoProvider, JwtSigner, JwtVerifier, KeyUtils};
 use jsonwebtoken::errors::{ErrorKind, Result as JwtResult, new_error};
 use jsonwebtoken::signature::{Error, Verifier};
@@ -83,7 +85,21 @@ pub fn header(token: &str) -> Result<Header, String> {
     if token.len() > MAX_TOKEN {
         return Err("longer than 8 KiB".to_owned());
     }
-    jsonwebtoken::decode_header(token).map_err(|error| error.to_string())
+    let header = jsonwebtoken::decode_header(token).map_err(|error| error.to_string())?;
+    // RFC 7515, section 4.1.11: whoever does not understand all that is listed there must refuse the token, and no
+    // extension is known here. A list that is empty or none is no better.
+    if asks_for_an_extension(token) {
+        return Err("asks for an extension (crit)".to_owned());
+    }
+    Ok(header)
+}
+
+/// By the header's own text: what it is read into takes `null` for nothing.
+fn asks_for_an_extension(token: &str) -> bool {
+    let first = token.split('.').next().unwrap_or_default();
+    let text = URL_SAFE_NO_PAD.decode(first).unwrap_or_default();
+    let fields: Option<serde_json::Map<String, serde_json::Value>> = serde_json::from_slice(&text).ok();
+    fields.is_none_or(|fields| fields.contains_key("crit"))
 }
 
 /// The claims, if one of the keys signed the token. No claim is judged, the times neither.

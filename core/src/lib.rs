@@ -15,6 +15,7 @@ pub mod jwt;
 pub mod limited;
 pub mod metrics;
 pub mod net;
+pub mod private;
 pub mod process;
 pub mod sync;
 pub mod telemetry;

@@ -8,7 +8,7 @@
 mod claims;
 
 use crate::error::BindError;
-use claims::{ConnectionToken, SubscriptionToken};
+use claims::{ConnectionToken, SubscriptionToken, Terms};
 pub use claims::{Overrides, ServerSub};
 use serde::de::DeserializeOwned;
 use weir_conf::node::Token;
@@ -18,14 +18,15 @@ use bytes::Bytes;
 
 pub struct Auth {
     keys: Vec<Key>,
-    audience: String,
-    issuer: String,
+    terms: Terms,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum TokenError {
-    /// A fresh one of the same kind would do.
+    /// Its time is over: a fresh one of the same kind would do.
     Expired,
+    /// Its time has not come: the same.
+    Early,
     /// The reason is for the log, not for the client.
     Invalid(String),
 }
@@ -69,20 +70,25 @@ impl Auth {
             let key = Key::ec(conf.ecdsa_public_key.reveal().as_bytes());
             keys.push(key.map_err(bad("ecdsa_public_key"))?);
         }
-        Ok(Auth { keys, audience: conf.audience.clone(), issuer: conf.issuer.clone() })
+        let terms = Terms {
+            audience: conf.audience.clone(),
+            issuer: conf.issuer.clone(),
+            leeway: conf.leeway.as_secs_f64(),
+        };
+        Ok(Auth { keys, terms })
     }
 
     /// Verifies a connection token at `now` (Unix seconds).
     pub fn connection(&self, token: &str, now: i64) -> Result<Identity, TokenError> {
         let claims: ConnectionToken = self.decode(token)?;
-        claims.registered.check(now, &self.audience, &self.issuer)?;
+        claims.registered.check(now, &self.terms)?;
         claims.into_identity()
     }
 
     /// Verifies a subscription token at `now` (Unix seconds). Whose and for what is the caller's to compare.
     pub fn subscription(&self, token: &str, now: i64) -> Result<Grant, TokenError> {
         let claims: SubscriptionToken = self.decode(token)?;
-        claims.registered.check(now, &self.audience, &self.issuer)?;
+        claims.registered.check(now, &self.terms)?;
         claims.into_grant()
     }
 

@@ -10,6 +10,7 @@
 //! so that the kernel does not throw our last frames away with a reset. A stream has no close of its
 //! own: its last message says why, then it ends, and its session with it.
 
+mod assembly;
 mod calls;
 mod core;
 mod io;

@@ -53,6 +53,14 @@ use weir_core::drain::Drain;
 use weir_core::net::listen;
 use weir_wire::id::NodeId;
 
+/// Whether tokens can be verified with these keys; the error is the one that cannot be used, and why.
+pub fn judge_token(conf: &weir_conf::node::Token) -> Result<(), (&'static str, String)> {
+    match Auth::new(conf) {
+        Err(BindError::Token { key, reason }) => Err((key, reason)),
+        Ok(_) | Err(BindError::Listen { .. }) => Ok(()),
+    }
+}
+
 /// A node that has its port, and waits for [`Node::run`].
 pub struct Node {
     listener: TcpListener,

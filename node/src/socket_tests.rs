@@ -8,6 +8,7 @@ mod handshake;
 mod life;
 mod protobuf;
 mod protocol;
+mod tokens;
 mod webtransport;
 
 use crate::auth::tests::token;
@@ -53,6 +54,7 @@ pub fn conf() -> weir_conf::node::Node {
         channels_per_client: 128,
         channel_name_size: 255,
         message_size: 65_536,
+        message_timeout: Duration::from_secs(30),
         outbox_size: 1 << 20,
         write_timeout: Duration::from_secs(5),
         handshake_timeout: Duration::from_secs(5),

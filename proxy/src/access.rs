@@ -33,6 +33,8 @@ pub struct Access {
     quiet: bool,
     pub upstream: Option<Arc<str>>,
     pub server: Option<Arc<str>>,
+    /// The server is another one than the key says, because of load.
+    pub moved: bool,
 }
 
 /// How it ended.
@@ -74,6 +76,7 @@ impl Access {
             quiet: false,
             upstream: None,
             server: None,
+            moved: false,
         }
     }
 
@@ -133,6 +136,7 @@ impl Access {
             key = self.key.map(|key| tracing::field::display(format!("{key:08x}"))),
             upstream = self.upstream.as_deref(),
             server = self.server.as_deref(),
+            moved = self.moved.then_some(true),
             status,
             bytes_up,
             bytes_down,

@@ -1,6 +1,6 @@
 //! The proxy's own answers, and how they are sent so that they arrive.
 
-use crate::forward;
+use crate::{forward, token};
 use bytes::Bytes;
 use http::header::{
     CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, HeaderValue, RETRY_AFTER, SEC_WEBSOCKET_VERSION,
@@ -41,6 +41,16 @@ pub fn response(status: u16, retry_after: Option<Duration>) -> Response<Bytes> {
         headers.insert(SEC_WEBSOCKET_VERSION, HeaderValue::from_static("13"));
     }
     response
+}
+
+/// What of a cause a client is told: that another token would do (RFC 6750, section 3.1).
+pub fn explain(response: &mut Response<Bytes>, cause: &str) {
+    let why = match cause {
+        token::EXPIRED => "Bearer error=\"invalid_token\", error_description=\"the token has expired\"",
+        token::NOT_YET => "Bearer error=\"invalid_token\", error_description=\"the token is not valid yet\"",
+        _ => return,
+    };
+    response.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static(why));
 }
 
 /// Whole seconds, rounded up: who comes back a moment early is refused again.

@@ -14,10 +14,6 @@ pub enum BindError {
     #[error("proxy.tls.listen: cannot listen on {addr} (UDP, for HTTP/3): {source}")]
     Udp { addr: SocketAddr, source: io::Error },
 
-    /// A server's name has no address.
-    #[error("proxy.upstream.{upstream}.servers: cannot resolve \"{server}\": {source}")]
-    Resolve { upstream: String, server: String, source: io::Error },
-
     /// An upstream without servers could never answer.
     #[error("proxy.upstream.{upstream}.servers: is empty; at least one host:port is needed")]
     NoServers { upstream: String },

@@ -28,6 +28,7 @@ mod front {
     pub mod streamed;
     pub mod upgrade;
 }
+pub mod judge;
 mod listeners;
 mod local;
 mod metrics;
@@ -66,6 +67,7 @@ use tokio::sync::{Notify, mpsc};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tunnel::register::{Open, Told, Which};
+use weir_conf::proxy::tls::ClientCerts;
 use weir_core::accept::Acceptor;
 use weir_core::drain::Drain;
 use weir_core::sync::lock;
@@ -150,7 +152,7 @@ impl Proxy {
         quic.apply(endpoints).map_err(BindError::Quic)?;
         listeners.set_options(conf);
         snapshot.tls.set_port(listeners.tls_port(conf));
-        let plain = Plain { metrics: metrics.clone() };
+        let plain = Plain { metrics: metrics.clone(), tainted: Default::default() };
         let plain = pingora_proxy::http_proxy(&Arc::new(server::conf(conf)), plain);
         let service = Service {
             snapshot: ArcSwap::from_pointee(snapshot),
@@ -238,9 +240,10 @@ fn wanted<'a>(
     tls: &Arc<tls::Tls>,
 ) -> Vec<quic::Wanted<'a>> {
     let endpoint = |(slot, at, speaks): (listeners::Slot, SocketAddr, tls::config::Speaks)| {
-        let (tls, early) = (tls.clone(), conf.quic.early_data);
-        let crypto: quic::Crypto = Arc::new(move || tls.quic(speaks.client_certs, early));
-        quic::Wanted { slot, at, settings: quic::Settings { conf: &conf.quic, crypto } }
+        let (tls, asks) = (tls.clone(), speaks.client_certs);
+        let early = conf.quic.early_data && asks == ClientCerts::Off;
+        let crypto: quic::Crypto = Arc::new(move || tls.quic(asks, early));
+        quic::Wanted { slot, at, settings: quic::Settings { conf: &conf.quic, crypto, early } }
     };
     listeners.quic(prepared).into_iter().map(endpoint).collect()
 }

@@ -143,6 +143,10 @@ pub struct Metrics {
     pub upstream_connections: Family<ServerLabels, Gauge>,
     pub upstream_healthy: Family<ServerLabels, Gauge>,
     pub upstream_handshakes: PerServer,
+    pub upstream_slow: Family<ServerLabels, Counter>,
+    pub upstream_moves: Family<UpstreamLabels, Counter>,
+    pub upstream_resent: Family<UpstreamLabels, Counter>,
+    pub upstream_share: Family<UpstreamLabels, Counter>,
     pub retries: Family<UpstreamLabels, Counter>,
     pub retries_denied: Family<UpstreamLabels, Counter>,
     pub queue: Family<UpstreamLabels, Gauge>,
@@ -246,6 +250,26 @@ impl Metrics {
             "From the connect to a server to its answer to a handshake",
             self.upstream_handshakes.0.clone(),
         );
+        r.register(
+            "upstream_slow",
+            "Requests whose time ran out before the server answered them; held against it only if it answers nobody",
+            self.upstream_slow.clone(),
+        );
+        r.register(
+            "upstream_moves",
+            "Clients that went to another server than their key says, because of load_factor",
+            self.upstream_moves.clone(),
+        );
+        r.register(
+            "upstream_resent",
+            "Plain requests sent again since the kept connection closed at that moment",
+            self.upstream_resent.clone(),
+        );
+        r.register(
+            "upstream_share_waits",
+            "Requests that had to wait since their address holds its share of the servers' places",
+            self.upstream_share.clone(),
+        );
         r.register("upstream_retries", "Connects tried again elsewhere", self.retries.clone());
         r.register(
             "upstream_retries_denied",
@@ -262,6 +286,11 @@ impl Metrics {
 
     pub fn handshake(&self, outcome: &'static str, transport: Transport) {
         self.handshakes.get_or_create(&Handshake { outcome, transport: transport.as_str() }).inc();
+    }
+
+    /// To a server of this upstream, on another connection.
+    pub fn resent(&self, upstream: &str) {
+        self.upstream_resent.get_or_create(&UpstreamLabels { upstream: upstream.into() }).inc();
     }
 
     pub fn refuse(&self, cause: &'static str) {

@@ -10,8 +10,10 @@ use crate::front::arrive::Secured;
 use crate::metrics::Metrics;
 use crate::route::Route;
 use crate::route::affinity::Issue;
-use crate::upstream::attempt::Attempt;
-use crate::upstream::{Exhausted, Plan, l4};
+use crate::upstream::attempt::{Attempt, no_sockets};
+use crate::upstream::bound::{self, Bound, Tainted};
+use crate::upstream::l4::{self, Way};
+use crate::upstream::{Exhausted, Plan};
 use async_trait::async_trait;
 use bytes::Bytes;
 use http::header::{HOST, SET_COOKIE};
@@ -20,12 +22,19 @@ use pingora_core::{Error, ErrorType, Result};
 use pingora_http::{RequestHeader, ResponseHeader};
 use pingora_proxy::{FailToProxy, ProxyHttp, Session};
 use std::cell::Cell;
+use std::net::IpAddr;
+use std::os::fd::RawFd;
 use std::sync::Arc;
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 use weir_conf::proxy::HostHeader;
+
+/// A kept connection that is not for this client.
+const NOT_THIS_ONE: &str = "of another client";
 
 pub struct Plain {
     pub metrics: Metrics,
+    /// Kept connections that may not serve another client.
+    pub tainted: Tainted,
 }
 
 /// An admitted request on its way to its upstream; what `service.rs` knows of it.
@@ -35,6 +44,8 @@ pub struct Passage {
     pub route: Arc<Route>,
     pub issue: Option<Issue>,
     pub tls: Option<Arc<Secured>>,
+    /// The connections to servers that are the client's own, and who it is.
+    pub own: (Bound, IpAddr),
 }
 
 tokio::task_local! {
@@ -48,6 +59,7 @@ pub async fn with<F: Future>(passage: Passage, path: F) -> F::Output {
     PASSAGE.scope(Cell::new(Some(passage)), path).await
 }
 
+#[derive(Default)]
 pub struct Ctx {
     passage: Option<Passage>,
     /// Holds the request's place at its server, too.
@@ -57,6 +69,14 @@ pub struct Ctx {
     exhausted: Option<Exhausted>,
     /// Bytes of the request's body so far.
     sent: u64,
+    /// The head was written to the server, so it may have acted.
+    begun: bool,
+    /// The server has begun to answer.
+    answered: bool,
+    /// It was sent a second time: a kept connection had closed at that moment.
+    resent: bool,
+    /// Its connection to the server, by the descriptor; and whether it is the client's own.
+    connection: (RawFd, bool),
 }
 
 #[async_trait]
@@ -65,24 +85,34 @@ impl ProxyHttp for Plain {
 
     fn new_ctx(&self) -> Ctx {
         let passage = PASSAGE.try_with(Cell::take).ok().flatten();
-        Ctx { passage, attempt: None, single: false, exhausted: None, sent: 0 }
+        Ctx { passage, ..Ctx::default() }
     }
 
     async fn upstream_peer(&self, session: &mut Session, ctx: &mut Ctx) -> Result<Box<HttpPeer>> {
-        let Some(Passage { plan, access, route, .. }) = &mut ctx.passage else {
+        let Some(Passage { plan, access, route, own: (own, client), .. }) = &mut ctx.passage else {
             return Err(Error::new_in(ErrorType::HTTPStatus(500)));
+        };
+        let group = match bound::is_seen(&session.req_header().headers) {
+            true => Some(own.begin(*client)),
+            false => own.group(*client),
         };
         if let Some(before) = ctx.attempt.take().filter(|attempt| !attempt.has_failed()) {
             plan.again(before.name());
         }
         match plan.next().await {
             Ok(attempt) => {
-                let (mut peer, single) = l4::peer(&attempt, route.deadlines.connect)?;
+                let way = Way {
+                    connect: route.deadlines.connect,
+                    fresh: ctx.resent,
+                    own: group.map(|group| (&*own, group)),
+                };
+                let (mut peer, single) = l4::peer(&attempt, &way)?;
                 peer.options.read_timeout = Some(route.read_timeout);
                 peer.options.write_timeout = Some(route.write_timeout);
                 session.set_write_timeout(Some(route.write_timeout));
-                access.server = Some(attempt.name().clone());
+                (access.server, access.moved) = (Some(attempt.name().clone()), attempt.moved());
                 (ctx.attempt, ctx.single) = (Some(attempt), single);
+                (ctx.sent, ctx.begun, ctx.connection.1) = (0, false, group.is_some());
                 Ok(peer)
             }
             Err(exhausted) => {
@@ -105,10 +135,14 @@ impl ProxyHttp for Plain {
             ErrorType::TLSHandshakeFailure => "tls",
             _ => "error",
         };
-        if let Some(attempt) = &mut ctx.attempt {
-            attempt.fail(Instant::now(), cause);
-            attempt.server().dial.other_address();
+        let Some(attempt) = &mut ctx.attempt else { return error };
+        if l4::is_our_lack(&error) {
+            attempt.give_up();
+            no_sockets(&error);
+            ctx.exhausted = Some(Exhausted { retry_after: Duration::from_secs(1), cause: "no_sockets" });
+            return Error::new_in(ErrorType::HTTPStatus(503));
         }
+        attempt.fail(Instant::now(), cause);
         error.set_retry(true);
         error
     }
@@ -116,12 +150,16 @@ impl ProxyHttp for Plain {
     async fn connected_to_upstream(
         &self,
         _: &mut Session,
-        _reused: bool,
+        reused: bool,
         _: &HttpPeer,
-        _: std::os::unix::io::RawFd,
+        fd: RawFd,
         _: Option<&pingora_core::protocols::Digest>,
         ctx: &mut Ctx,
     ) -> Result<()> {
+        ctx.connection.0 = fd;
+        if self.tainted.take(fd) && reused {
+            return Err(Error::new_up(ErrorType::new(NOT_THIS_ONE)));
+        }
         if let Some(attempt) = &mut ctx.attempt {
             attempt.begun();
         }
@@ -152,8 +190,15 @@ impl ProxyHttp for Plain {
         response: &mut ResponseHeader,
         ctx: &mut Ctx,
     ) -> Result<()> {
+        ctx.answered = true;
         if let Some(attempt) = &mut ctx.attempt {
             attempt.judge(Instant::now(), Some(response.status.as_u16()));
+        }
+        if let (Some(Passage { own: (own, client), .. }), (fd, false)) = (&ctx.passage, ctx.connection)
+            && bound::is_seen(&response.headers)
+        {
+            own.begin(*client);
+            self.tainted.add(fd);
         }
         Ok(())
     }
@@ -163,13 +208,20 @@ impl ProxyHttp for Plain {
         &self,
         _: &mut Session,
         body: &mut Option<Bytes>,
-        _end: bool,
+        end: bool,
         ctx: &mut Ctx,
     ) -> Result<()> {
+        ctx.begun = true;
         ctx.sent += body.as_ref().map_or(0, |part| part.len() as u64);
         let max = ctx.passage.as_ref().map_or(0, |passage| passage.route.max_body_size);
         if max > 0 && ctx.sent > max {
             return Err(Error::new_in(ErrorType::HTTPStatus(413)));
+        }
+        if let (true, Some(attempt), Some(passage)) = (end, &mut ctx.attempt, &ctx.passage) {
+            // A plain answer may take its time; but a server of which nothing at all comes is looked at as soon as
+            // one that owes a handshake.
+            let patience = passage.route.deadlines.handshake.min(passage.route.read_timeout);
+            attempt.sent(Instant::now(), patience, "answer_timeout");
         }
         Ok(())
     }
@@ -182,21 +234,32 @@ impl ProxyHttp for Plain {
         ctx: &mut Ctx,
         reused: bool,
     ) -> Box<Error> {
+        if *error.etype() == ErrorType::new(NOT_THIS_ONE) {
+            error.set_retry(true);
+            return error;
+        }
+        let from_server = *error.esource() == pingora_core::ErrorSource::Upstream;
+        let late = matches!(error.etype(), ErrorType::ReadTimedout | ErrorType::WriteTimedout);
+        let gone = matches!(
+            error.etype(),
+            ErrorType::ConnectionClosed | ErrorType::ReadError | ErrorType::WriteError
+        );
+        let closed = from_server && reused && gone && !ctx.answered;
         let whole = session.req_header().method.is_idempotent() && !session.as_ref().retry_buffer_truncated();
-        match whole {
-            true => error.retry.decide_reuse(reused),
-            false => error.set_retry(false),
+        let again = closed && (whole || !ctx.begun) && !ctx.resent;
+        error.set_retry(again);
+        ctx.resent |= again;
+        if again && let Some(Passage { access, .. }) = &ctx.passage {
+            self.metrics.resent(access.upstream.as_deref().unwrap_or_default());
         }
         if let Some(attempt) = &mut ctx.attempt
-            && *error.esource() == pingora_core::ErrorSource::Upstream
+            && from_server
         {
-            match error.etype() {
-                ErrorType::ReadTimedout | ErrorType::WriteTimedout => {
-                    attempt.fail(Instant::now(), "answer_timeout");
-                }
+            match late {
+                true => attempt.late(Instant::now()),
                 // A kept connection is closed whenever the server likes, which says nothing.
-                _ if reused => {}
-                _ => attempt.judge(Instant::now(), None),
+                false if reused => {}
+                false => attempt.judge(Instant::now(), None),
             }
         }
         error
@@ -280,6 +343,12 @@ impl ProxyHttp for Plain {
 
     fn suppress_error_log(&self, _: &Session, _: &Ctx, _: &Error) -> bool {
         true // the access log has it
+    }
+
+    /// For Pingora's own log, which knows no more of a request than ours may: a query may hold a token.
+    fn request_summary(&self, session: &Session, _: &Ctx) -> String {
+        let head = session.req_header();
+        format!("{} {}", head.method, head.uri.path())
     }
 }
 

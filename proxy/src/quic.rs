@@ -81,6 +81,9 @@ pub type Crypto = Arc<dyn Fn() -> Arc<dyn quinn::crypto::ServerConfig> + Send + 
 pub struct Settings<'a> {
     pub conf: &'a weir_conf::proxy::Quic,
     pub crypto: Crypto,
+    /// Whether a connection is handed on before its handshake is over. Never where clients are asked for
+    /// certificates: who they are is known at its end only.
+    pub early: bool,
 }
 
 /// What a successor gets of one endpoint.

@@ -162,7 +162,9 @@ impl Service {
         retry_after: Option<Duration>,
         cause: &'static str,
     ) -> Next {
-        let _client_gone = asker.answer(answer::response(status, retry_after), true).await;
+        let mut response = answer::response(status, retry_after);
+        answer::explain(&mut response, cause);
+        let _client_gone = asker.answer(response, true).await;
         access.log("refused", End { status, bytes: None, cause });
         Next::Done
     }

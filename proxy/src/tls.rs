@@ -5,8 +5,10 @@
 
 pub mod accept;
 pub mod certs;
+pub mod clients;
 pub mod config;
 pub mod files;
+pub mod judge;
 pub mod metrics;
 pub mod redirect;
 pub mod self_signed;

@@ -1,5 +1,6 @@
 //! Tokens at the edge: from a request to what its JSON Web Token proves, or a 401 in the same words
-//! whatever is wrong; the reason is for metrics and, at debug, the log.
+//! whatever is wrong; the reason is for metrics and, at debug, the log. Only whose token's time is over, or has
+//! not come, is told so.
 
 mod claims;
 mod fetch;
@@ -18,6 +19,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use weir_conf::proxy::Token;
 use weir_core::jwt::{self, Algorithm, Key};
+
+/// The two causes that a client is told, since it can mend them by fetching another token. Who learns them has shown
+/// a token that one of our keys has signed, and that is otherwise good.
+pub const EXPIRED: &str = "token_expired";
+pub const NOT_YET: &str = "token_not_yet";
 
 /// What a client is told while the keys cannot be had: theirs is not the fault.
 const RETRY_KEYS: Duration = Duration::from_secs(5);
@@ -125,6 +131,8 @@ impl Verifier {
             tracing::debug!(reason = wrong.reason, text = wrong.text, "token refused");
             match wrong.reason {
                 "no_keys" => Refused { status: 503, cause: "token_keys", retry_after: Some(RETRY_KEYS) },
+                "expired" => Refused { status: 401, cause: EXPIRED, retry_after: None },
+                "not_yet" => Refused { status: 401, cause: NOT_YET, retry_after: None },
                 _ => Refused { status: 401, cause: "token", retry_after: None },
             }
         })
@@ -132,9 +140,6 @@ impl Verifier {
 
     async fn prove(&self, token: &str, now: SystemTime) -> Result<Proof, Wrong> {
         let header = jwt::header(token).map_err(|text| Wrong::new("malformed", text))?;
-        if header.crit.is_some() {
-            return Err(Wrong::new("malformed", "asks for an extension (crit)"));
-        }
         let own = self.keys.iter().any(|key| key.takes(header.alg));
         let published = self.jwks.as_ref().filter(|jwks| jwks.may_have(header.alg));
         if !own && published.is_none() {
@@ -142,18 +147,20 @@ impl Verifier {
         }
         let mut claims = jwt::claims(token, &header, &self.keys);
         if let (Err(_), Some(jwks)) = (&claims, published) {
-            let keys = jwks.keys(header.kid.as_deref(), header.alg, Instant::now()).await?;
+            let keys = jwks.keys(header.kid.as_deref(), header.alg).await?;
             claims = jwt::claims(token, &header, &keys);
         }
         let claims: Map<String, Value> = claims.map_err(|text| Wrong::new("signature", text))?;
         let since_epoch = now.duration_since(UNIX_EPOCH).unwrap_or_default();
         let left = self.rules.check(&claims, since_epoch.as_secs_f64())?;
-        let passed_on = self
-            .passed_on
-            .iter()
-            .filter_map(|(claim, header)| Some((header.clone(), claims::as_header(claims.get(claim)?)?)));
+        let mut passed_on = Vec::new();
+        for (claim, header) in &self.passed_on {
+            if let Some(value) = self.rules.header(&claims, claim)? {
+                passed_on.push((header.clone(), value));
+            }
+        }
         Ok(Proof {
-            passed_on: passed_on.collect(),
+            passed_on,
             close_at: left
                 .filter(|_| self.conf.close_at_expiry)
                 .and_then(|left| Instant::now().checked_add(left)),

@@ -18,6 +18,7 @@ pub mod greet;
 pub mod leave;
 pub mod limits;
 pub mod presence;
+pub mod refusal;
 pub mod register;
 pub mod relay;
 pub mod watch;
@@ -175,6 +176,10 @@ where
                 Some(Box::new(Timer { sleep: Box::pin(tokio::time::sleep_until(now)), watch, look: now }));
         }
         let mut seen = self.seen();
+        // Held up by the server or by our own rates: no fault of the client's.
+        if self.up.is_stuck() || resume.is_some() {
+            seen.message = None;
+        }
         let Some(timer) = &mut self.timer else { return Poll::Pending };
         loop {
             let until = resume.map_or(timer.look, |when| when.min(timer.look));
@@ -228,6 +233,7 @@ where
         Seen {
             moved: self.up.bytes() + self.down.bytes(),
             heard: self.up.bytes() + swallowed,
+            message: self.up.scanner.message(),
             server_takes: self.up.is_stuck().then(|| self.up.written()),
             client_takes: self.down.is_stuck().then(|| self.down.written()),
             half_closed: self.is_half_closed(),

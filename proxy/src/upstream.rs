@@ -5,20 +5,25 @@
 pub mod address;
 pub mod attempt;
 pub mod balance;
+pub mod bound;
 mod budget;
 mod check;
 pub mod desk;
 mod dial;
 mod dns;
+mod homes;
 pub mod l4;
+mod places;
 pub mod plan;
+mod probe;
 pub mod proxy_protocol;
 mod queue;
 pub mod server;
 mod settings;
+mod silence;
 mod status;
 pub mod stream;
-mod tls;
+pub mod tls;
 
 pub use desk::State;
 pub use plan::{Exhausted, Plan};
@@ -26,7 +31,7 @@ pub use status::{ServerStatus, UnknownServer};
 pub use stream::ServerStream;
 
 use crate::error::BindError;
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, UpstreamLabels};
 use address::{Address, Entry, Place};
 use arc_swap::ArcSwap;
 use balance::Balance;
@@ -35,12 +40,17 @@ use dial::Dial;
 use dns::Found;
 use server::{Server, Shared};
 use settings::Settings;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use weir_core::sync::lock;
+
+/// A name that was never found is looked up again after this.
+const AGAIN: Duration = Duration::from_secs(1);
+/// A line that strangers can cause is written this often.
+const SAID_AGAIN: Duration = Duration::from_secs(10);
 
 pub struct Upstream {
     pub name: Arc<str>,
@@ -103,7 +113,7 @@ impl Upstream {
             settings.tls = Some(client);
         }
         let known = before.map(|before| before.found().clone()).unwrap_or_default();
-        let found = lookups(name, &entries, known, &conf.dns_servers)?;
+        let found = lookups(name, &entries, known, conf);
         Ok(Upstream::assemble(name, settings, entries, found, metrics, before))
     }
 
@@ -173,6 +183,25 @@ impl Upstream {
         self.desk.call();
     }
 
+    fn labels(&self) -> UpstreamLabels {
+        UpstreamLabels { upstream: self.name.to_string() }
+    }
+
+    /// An address that wants more of the servers' places than its share has to wait.
+    fn holds_its_share(&self) {
+        self.metrics.upstream_share.get_or_create(&self.labels()).inc();
+        let now = Instant::now();
+        let mut said = lock(&self.desk.said);
+        if said.is_none_or(|at| now >= at + SAID_AGAIN) {
+            *said = Some(now);
+            let upstream = &*self.name;
+            tracing::warn!(
+                upstream,
+                "a client waits though servers have places: its address has its share of them (max_share_per_ip)"
+            );
+        }
+    }
+
     fn found(&self) -> MutexGuard<'_, BTreeMap<String, Found>> {
         // Replaced entry by entry: whole at any time.
         lock(&self.found)
@@ -214,8 +243,15 @@ impl Upstream {
                     changed
                 }
                 Err(error) => {
-                    known.until = now + bounds.0;
-                    tracing::warn!(upstream = &*self.name, host, %error, "a name was not found: its last addresses count");
+                    let never = known.addrs.is_empty();
+                    known.until = now + if never { AGAIN.min(bounds.0) } else { bounds.0 };
+                    let upstream = &*self.name;
+                    match never {
+                        true => tracing::debug!(upstream, host, %error, "a name is still not found"),
+                        false => {
+                            tracing::warn!(upstream, host, %error, "a name was not found: its last addresses count");
+                        }
+                    }
                     false
                 }
             }
@@ -231,38 +267,36 @@ pub async fn tend(upstream: Weak<Upstream>) {
     tokio::join!(dns::watch(upstream.clone()), check::watch(upstream));
 }
 
-/// Looks up the names that are not known yet.
+/// Looks up the names that are not known yet. One that is not found has no servers until it is: it is looked up
+/// again soon, since an app often comes up together with its proxy.
 fn lookups(
     upstream: &str,
     entries: &[Entry],
     mut known: BTreeMap<String, Found>,
-    servers: &[SocketAddr],
-) -> Result<BTreeMap<String, Found>, BindError> {
-    let mut hosts: Vec<String> = Vec::new();
-    for entry in entries {
-        if let Place::Name { host, .. } = &entry.place
-            && !hosts.contains(host)
-        {
-            hosts.push(host.clone());
-        }
-    }
-    known.retain(|host, _| hosts.contains(host));
-    hosts.retain(|host| !known.contains_key(host));
-    let fail = |server: &String, source| BindError::Resolve {
-        upstream: upstream.into(),
-        server: server.clone(),
-        source,
-    };
-    let found = match (dns::lookup_all(&hosts, servers), hosts.first()) {
-        (Ok(found), _) => found,
-        (Err(source), Some(host)) => return Err(fail(host, source)),
-        (Err(_), None) => Vec::new(),
-    };
+    conf: &weir_conf::proxy::Proxy,
+) -> BTreeMap<String, Found> {
+    let names: BTreeSet<&String> = entries
+        .iter()
+        .filter_map(|entry| match &entry.place {
+            Place::Name { host, .. } => Some(host),
+            Place::At(_) => None,
+        })
+        .collect();
+    known.retain(|host, _| names.contains(host));
+    let hosts: Vec<String> = names.into_iter().filter(|host| !known.contains_key(*host)).cloned().collect();
+    let mut found = dns::lookup_all(&hosts, &conf.dns_servers).unwrap_or_else(|error| {
+        tracing::error!(upstream, %error, "names cannot be looked up");
+        Vec::new()
+    });
+    found.resize_with(hosts.len(), || Err(io::Error::other("not looked up")));
     for (host, found) in hosts.into_iter().zip(found) {
-        let found = found.map_err(|source| fail(&host, source))?;
+        let found = found.unwrap_or_else(|error| {
+            tracing::warn!(upstream, host, %error, "a name was not found: it has no servers until it is");
+            Found { addrs: Vec::new(), until: Instant::now() + AGAIN.min(conf.dns_min_ttl) }
+        });
         known.insert(host, found);
     }
-    Ok(known)
+    known
 }
 
 impl Set {

@@ -192,16 +192,16 @@ fn scratch(name: &str) -> PathBuf {
 }
 
 #[tokio::test]
-async fn open_tunnels_bound_the_load_of_one_key_and_a_reload_keeps_count() {
-    let front = front(Upstream::of(servers(4).await));
+async fn open_tunnels_bound_the_load_where_that_is_asked_for_and_a_reload_keeps_count() {
+    let front = front(Upstream { load_factor: 1.25, ..Upstream::of(servers(4).await) });
     let mut tunnels = Vec::new();
     for n in 1..=60 {
-        tunnels.push(front.open("everybody").await);
+        tunnels.push(front.open(&format!("user-{n}")).await);
         let most = front.servers().iter().map(|s| s.open).max().unwrap();
         assert!(most as f64 <= (1.25 * f64::from(n) / 4.0).ceil().max(10.0), "{most} of {n} on one server");
     }
     front.control.reload(&front.conf).unwrap();
-    tunnels.push(front.open("everybody").await);
+    tunnels.push(front.open("user-61").await);
     assert_eq!(front.servers().iter().map(|s| s.open).sum::<usize>(), 61);
     let most = front.servers().iter().map(|s| s.open).max().unwrap();
     assert!(most <= 20, "{most} of 61 on one server");
@@ -668,12 +668,54 @@ async fn a_name_that_moves_takes_new_clients_along() {
 
 // The proxy looks up names before it starts, and blocks meanwhile.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_name_without_an_address_is_a_mistake_at_the_start() {
-    let dns = name_server(Arc::new(Mutex::new(Some(Vec::new())))).await;
-    let mut conf = weir_conf::Config::default().proxy;
-    conf.dns_servers = vec![dns];
-    conf.upstream = BTreeMap::from([("app".to_owned(), Upstream::of(["gone.test:80"]))]);
-    let error = Proxy::bind(&conf, None, &mut Registry::default(), Inherited::new()).err().unwrap();
-    let text = error.to_string();
-    assert!(text.starts_with("proxy.upstream.app.servers: cannot resolve \"gone.test\""), "{text}");
+async fn a_name_without_an_address_is_waited_for() {
+    let told = Arc::new(Mutex::new(Some(Vec::new())));
+    let dns = name_server(told.clone()).await;
+    let (listener, addr) = listener().await;
+    let port = addr.rsplit_once(':').unwrap().1.to_owned();
+    tokio::spawn(async move {
+        while let Ok((tcp, _)) = listener.accept().await {
+            tokio::spawn(serve(tcp));
+        }
+    });
+    let front = front_with(Upstream::of([format!("late.test:{port}")]), |conf| {
+        conf.dns_servers = vec![dns];
+        conf.dns_min_ttl = Duration::from_millis(50);
+    });
+    let (_, answer) = front.shake("k").await;
+    assert!(answer.starts_with("HTTP/1.1 503 ") && answer.contains("Retry-After: "), "{answer}");
+    front.control.reload(&front.conf).unwrap();
+    *told.lock().unwrap() = Some(vec![Ipv4Addr::new(127, 0, 0, 1)]);
+    front.until("found", |all| all.len() == 1).await;
+    let _there = front.open("k").await;
+}
+
+// The proxy looks up names before it starts, and blocks meanwhile.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_address_of_a_name_is_tried_for_each_kind_of_request() {
+    // The last of five is the only one that listens, on each turn another.
+    let (listener, addr) = listener().await;
+    let port = addr.rsplit_once(':').unwrap().1.to_owned();
+    tokio::spawn(async move {
+        while let Ok((tcp, _)) = listener.accept().await {
+            tokio::spawn(serve(tcp));
+        }
+    });
+    for plain in [true, false] {
+        let addrs = [2, 3, 4, 5, 1].map(|n| Ipv4Addr::new(127, 0, 0, n));
+        let dns = name_server(Arc::new(Mutex::new(Some(addrs.to_vec())))).await;
+        let front =
+            front_with(Upstream::of([format!("app.test:{port}")]), |conf| conf.dns_servers = vec![dns]);
+        for key in ["a", "b", "c"] {
+            if plain {
+                let mut client = front.connect().await;
+                let request = PLAIN.replace("\r\n\r\n", &format!("\r\nX-Key: {key}\r\n\r\n"));
+                client.write_all(request.as_bytes()).await.unwrap();
+                let answer = head(&mut client).await;
+                assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+            } else {
+                let _tunnel = front.open(key).await;
+            }
+        }
+    }
 }

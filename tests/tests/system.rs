@@ -40,6 +40,8 @@ mod smuggling;
 mod sticky;
 #[path = "system/stop.rs"]
 mod stop;
+#[path = "system/trust.rs"]
+mod trust;
 #[path = "system/unproven.rs"]
 mod unproven;
 #[path = "system/upgrades.rs"]

@@ -7,12 +7,12 @@
 mod ask;
 mod cert;
 
-use crate::{Inheritance, Weir, bench, descriptors, signal};
+use crate::{Inheritance, Weir, bench, descriptors, judge, signal};
 use clap::{Args, Parser, Subcommand};
 use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use weir_conf::{Config, Loaded, Sources};
+use weir_conf::{Config, Errors, Loaded, Sources};
 use weir_core::drain::Drain;
 
 const EX_CONFIG: u8 = 78;
@@ -31,7 +31,8 @@ struct Cli {
 enum Command {
     /// Run the tiers that a conf file names
     Run(Run),
-    /// Check conf files: every mistake with file, line and column; exit code 78 if there is one
+    /// Check conf files and the certificates, keys and secrets that they name: every mistake with file, line and
+    /// column; exit code 78 if there is one
     Check {
         #[arg(required = true)]
         files: Vec<PathBuf>,
@@ -112,8 +113,13 @@ impl Source {
     }
 }
 
+/// With a look at the files that it names.
 fn load(sources: &Sources) -> Result<Loaded, ExitCode> {
-    match weir_conf::load(sources) {
+    shown(judge::load(sources))
+}
+
+fn shown(loaded: Result<Loaded, Errors>) -> Result<Loaded, ExitCode> {
+    match loaded {
         Ok(loaded) => {
             for warning in &loaded.warnings {
                 eprintln!("weir: warning: {warning}");
@@ -139,7 +145,7 @@ fn check(files: &[PathBuf]) -> ExitCode {
 }
 
 fn print_conf(sources: &Sources) -> ExitCode {
-    let loaded = match load(sources) {
+    let loaded = match shown(weir_conf::load(sources)) {
         Ok(loaded) => loaded,
         Err(code) => return code,
     };

@@ -17,6 +17,8 @@
 //! A successor that does not know of QUIC leaves its part unread, and one that does takes a hand-over without
 //! it; so the version is the same.
 
+mod place;
+
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
     SendFlags, recvmsg, sendmsg,
@@ -79,6 +81,8 @@ pub struct Taken {
     pub quic: Option<QuicInheritance>,
 }
 
+pub use place::{Side, judge, socket};
+
 /// To be said once this process serves.
 pub struct Ready(UnixStream);
 
@@ -120,6 +124,7 @@ fn listen(path: &Path) -> io::Result<UnixListener> {
         Err(_) => {}
     }
     let listener = UnixListener::bind(path)?;
+    place::close_to_others(path)?;
     listener.set_nonblocking(true)?;
     Ok(listener)
 }

@@ -11,6 +11,7 @@ pub mod bench;
 pub mod cli;
 mod descriptors;
 mod handover;
+mod judge;
 mod operate;
 pub mod signal;
 
@@ -69,8 +70,8 @@ pub struct Inheritance {
 impl Inheritance {
     /// Waits for the predecessor that is told (by SIGQUIT) to hand over; blocks.
     pub fn await_predecessor(conf: &Config) -> Result<Inheritance, String> {
-        let path = std::path::Path::new(&conf.admin.upgrade_socket);
-        let (Taken { listeners: handed, quic }, ready) = handover::receive(path)?;
+        let path = handover::socket(&conf.admin, handover::Side::Successor)?;
+        let (Taken { listeners: handed, quic }, ready) = handover::receive(&path)?;
         Ok(Inheritance { handed, quic, predecessor: Some(ready) })
     }
 

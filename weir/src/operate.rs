@@ -5,9 +5,9 @@ mod broker;
 mod upstreams;
 
 use crate::handover::{self, Handed, Tier};
+use crate::judge;
 use serde_json::{Value, json};
 use std::net::TcpListener;
-use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -66,7 +66,7 @@ impl Operator {
         let (sources, proxy) = (self.sources.clone(), self.proxy.clone());
         // Files are read and names are resolved, which blocks.
         let work = tokio::task::spawn_blocking(move || {
-            let loaded = weir_conf::load(&sources).map_err(|mistakes| mistakes.to_string())?;
+            let loaded = judge::load(&sources).map_err(|mistakes| mistakes.to_string())?;
             let listeners = match &proxy {
                 Some(proxy) if loaded.config.roles.proxy => {
                     Some(proxy.reload(&loaded.config.proxy).map_err(|error| error.to_string())?)
@@ -141,7 +141,7 @@ impl Operator {
                         or run the broker as a process of its own"
                 .into());
         }
-        let path = PathBuf::from(&conf.admin.upgrade_socket);
+        let path = handover::socket(&conf.admin, handover::Side::Predecessor)?;
         let handed = self.handed().map_err(|error| format!("the listeners cannot be shared: {error}"))?;
         let quic = self.proxy.as_ref().map(Control::hand_over_quic).transpose();
         let quic = quic.map_err(|error| format!("the QUIC sockets cannot be shared: {error}"))?.flatten();

@@ -31,6 +31,8 @@ closes! {
     INVALID_DATA = 1007, "invalid utf-8";
     /// RFC 6455: a message in more fragments than anybody needs.
     POLICY = 1008, "too many fragments";
+    /// RFC 6455: a message that did not end within `node.message_timeout`.
+    ENDLESS = 1008, "message took too long";
     /// RFC 6455: a message longer than `node.message_size`. SDKs do not come back.
     TOO_BIG = 1009, "message too big";
     /// RFC 6455: something broke on our side, this connection only.

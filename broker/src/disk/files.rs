@@ -37,7 +37,7 @@ impl Files for Directory {
     }
 
     fn create(&self, name: &str) -> io::Result<Box<dyn Appender>> {
-        let file = OpenOptions::new().append(true).create_new(true).open(self.0.join(name))?;
+        let file = weir_core::private::options().append(true).create_new(true).open(self.0.join(name))?;
         Ok(Box::new(Appended(file)))
     }
 

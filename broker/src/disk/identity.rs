@@ -3,9 +3,10 @@
 use super::OpenError;
 use crate::meta::ClusterId;
 use serde::{Deserialize, Serialize};
-use std::fs::{self, File, OpenOptions, TryLockError};
-use std::io::{self, Write};
+use std::fs::{self, File, TryLockError};
+use std::io;
 use std::path::{Path, PathBuf};
+use weir_core::private;
 use weir_wire::id::BrokerId;
 
 /// Raised when a version could not read what the next one writes.
@@ -34,8 +35,8 @@ pub struct Held {
 impl Held {
     pub fn take(dir: &Path) -> Result<(Held, Option<Identity>), OpenError> {
         let io = |doing| move |error| OpenError::Io { path: dir.into(), doing, error };
-        fs::create_dir_all(dir).map_err(io("creating the directory"))?;
-        let lock = OpenOptions::new().create(true).truncate(false).write(true).open(dir.join("lock"));
+        private::folder(dir).map_err(io("creating the directory"))?;
+        let lock = private::options().create(true).truncate(false).write(true).open(dir.join("lock"));
         let lock = lock.map_err(io("opening the lock file"))?;
         match lock.try_lock() {
             Ok(()) => {}
@@ -58,6 +59,8 @@ impl Held {
         if stored.format != FORMAT {
             return Err(OpenError::Format { path, found: stored.format, known: FORMAT });
         }
+        // What is published is in them, and an earlier version left them for all to read. Now they are surely ours.
+        private::narrow_files(dir).map_err(io("narrowing the files"))?;
         Ok((held, stored.owner))
     }
 
@@ -76,11 +79,37 @@ impl Held {
 
     pub fn write(&self, owner: Option<Identity>) -> io::Result<()> {
         let bytes = serde_json::to_vec(&Stored { format: FORMAT, owner }).map_err(io::Error::other)?;
-        let new = self.dir.join("identity.json.new");
-        let mut file = File::create(&new)?;
-        file.write_all(&bytes)?;
-        file.sync_all()?;
-        fs::rename(&new, self.dir.join(FILE))?;
+        private::replace(&self.dir.join(FILE), &bytes, 0o600)?;
         File::open(&self.dir)?.sync_all()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::disk::files::{Directory, Files};
+    use std::os::unix::fs::PermissionsExt;
+
+    fn mode(path: &Path) -> u32 {
+        fs::metadata(path).unwrap().permissions().mode() & 0o777
+    }
+
+    /// Of a new directory, and of one that an earlier version has left.
+    #[test]
+    fn the_directory_and_its_files_are_nobody_elses() {
+        let home = tempfile::tempdir().unwrap();
+        let dir = home.path().join("deep/data");
+        drop(Held::take(&dir).unwrap());
+        drop(Directory(dir.clone()).create("0000000000000001.log").unwrap());
+        let all = ["lock", FILE, "0000000000000001.log"].map(|name| dir.join(name));
+        for round in 0..2 {
+            assert_eq!(mode(&dir), 0o700, "{round}");
+            for file in &all {
+                assert_eq!(mode(file), 0o600, "{round}: {}", file.display());
+                fs::set_permissions(file, PermissionsExt::from_mode(0o644)).unwrap();
+            }
+            fs::set_permissions(&dir, PermissionsExt::from_mode(0o755)).unwrap();
+            drop(Held::take(&dir).unwrap());
+        }
     }
 }

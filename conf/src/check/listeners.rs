@@ -3,10 +3,8 @@
 use super::Rules;
 use crate::Config;
 use crate::units::Secret;
+use crate::value::PLACEHOLDERS;
 use std::net::SocketAddr;
-
-/// Secrets of shipped files: known to everyone.
-const PLACEHOLDERS: [&str; 2] = ["change-me", "demo"];
 
 impl Rules<'_> {
     pub(super) fn listeners(&mut self) {

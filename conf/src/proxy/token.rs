@@ -31,7 +31,7 @@ pub struct Token {
     pub audience: Vec<String>,
     /// `iss` must be one of them; `[]`: not looked at.
     pub issuer: Vec<String>,
-    /// What clocks may differ by, for `exp` and `nbf`.
+    /// What clocks may differ by, for `exp`, `nbf` and `iat`.
     pub leeway: Duration,
     /// A token without `exp` is refused.
     pub require_exp: bool,
@@ -39,6 +39,8 @@ pub struct Token {
     pub from: Vec<TokenPlace>,
     /// Claims passed on, by the header that each goes into.
     pub claims: BTreeMap<String, String>,
+    /// Claims without which a token is refused; `None`: see [`Token::required`].
+    pub required_claims: Option<Vec<String>>,
     /// Whether a WebSocket ends with its token.
     pub close_at_expiry: bool,
 }
@@ -61,8 +63,18 @@ impl Default for Token {
             require_exp: true,
             from: vec![TokenPlace::Authorization],
             claims: BTreeMap::new(),
+            required_claims: None,
             close_at_expiry: false,
         }
+    }
+}
+
+impl Token {
+    /// Claims without which a token is refused; if nothing is said, `sub` where it is passed on: a server that got
+    /// no header of it would take somebody for nobody.
+    pub fn required(&self) -> Vec<String> {
+        let usual = || self.claims.contains_key("sub").then(|| "sub".to_owned()).into_iter().collect();
+        self.required_claims.clone().unwrap_or_else(usual)
     }
 }
 
@@ -135,6 +147,7 @@ fn read(s: &mut Section<'_, '_>) -> Token {
         require_exp: s.find("require_exp").unwrap_or(usual.require_exp),
         from: s.find("from").unwrap_or(usual.from),
         claims: s.find("claims").unwrap_or_default(),
+        required_claims: s.find("required_claims"),
         close_at_expiry: s.find("close_at_expiry").unwrap_or(usual.close_at_expiry),
     }
 }
@@ -163,6 +176,9 @@ fn write(token: &Token, w: &mut Writer<'_>) {
     w.value("require_exp", token.require_exp.write());
     w.value("from", token.from.write());
     w.value("claims", token.claims.write());
+    if let Some(required) = &token.required_claims {
+        w.value("required_claims", required.write());
+    }
     w.value("close_at_expiry", token.close_at_expiry.write());
 }
 

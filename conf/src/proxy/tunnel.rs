@@ -61,6 +61,8 @@ tunnel! {
     max_age_jitter: u8 as u8,
     /// The largest frame from a client. Zero: no limit.
     max_frame_size: usize as Bytes,
+    /// From the first byte of a client's message to its last. Zero: no limit.
+    message_timeout: Duration as Duration,
     /// Bytes from one client per second. Zero: no limit.
     bytes_rate: usize as BytesPerSecond,
     /// Frames from one client per second. `None`: no limit ("0/s").

@@ -25,6 +25,10 @@ pub struct Upstream {
     /// Clients that may wait for a server below its limits; over it 503.
     pub queue: usize,
     pub queue_timeout: Duration,
+    /// The share of the places above, and of the queue, that one address may have.
+    pub max_share_per_ip: f64,
+    /// A kept connection to a server is closed after so long without a request. Zero: none is kept.
+    pub keepalive_timeout: Duration,
     /// Connect retries, as a share of requests.
     pub retry_budget: f64,
     /// PROXY protocol v2 in front of each connection.
@@ -61,12 +65,14 @@ impl Default for Upstream {
         Upstream {
             servers: Vec::new(),
             balance: Balance::Hash,
-            load_factor: 1.25,
+            load_factor: 0.0,
             slow_start: Duration::ZERO,
             max_connections: 0,
             max_handshakes: 0,
             queue: 100,
             queue_timeout: Duration::from_secs(5),
+            max_share_per_ip: 0.5,
+            keepalive_timeout: Duration::from_secs(4),
             retry_budget: 0.2,
             send_proxy_protocol: false,
             tls: None,
@@ -96,6 +102,8 @@ impl Upstream {
             max_handshakes: s.find("max_handshakes").unwrap_or(d.max_handshakes),
             queue: s.find("queue").unwrap_or(d.queue),
             queue_timeout: held(s, "queue_timeout", d.queue_timeout, |t| !t.is_zero(), "1ms or more"),
+            max_share_per_ip: within(s, "max_share_per_ip", d.max_share_per_ip, 0.0..=1.0),
+            keepalive_timeout: s.find("keepalive_timeout").unwrap_or(d.keepalive_timeout),
             retry_budget: within(s, "retry_budget", d.retry_budget, 0.0..=10.0),
             send_proxy_protocol: s.find("send_proxy_protocol").unwrap_or(d.send_proxy_protocol),
             tls: s.find("tls").unwrap_or(d.tls),
@@ -112,6 +120,8 @@ impl Upstream {
         w.value("max_handshakes", self.max_handshakes.write());
         w.value("queue", self.queue.write());
         w.value("queue_timeout", self.queue_timeout.write());
+        w.value("max_share_per_ip", self.max_share_per_ip.write());
+        w.value("keepalive_timeout", self.keepalive_timeout.write());
         w.value("retry_budget", self.retry_budget.write());
         w.value("send_proxy_protocol", self.send_proxy_protocol.write());
         w.value("tls", self.tls.write());

@@ -104,15 +104,18 @@ struct Flag {
     value: bool,
 }
 
+/// What a token has to say to be for us, and by how much clocks may differ.
+pub struct Terms {
+    pub audience: String,
+    pub issuer: String,
+    /// Seconds.
+    pub leeway: f64,
+}
+
 impl Registered {
-    pub fn check(&self, now: i64, audience: &str, issuer: &str) -> Result<(), TokenError> {
-        // Everything else first: an expired token that is also wrong is wrong.
-        if self.nbf.is_some_and(|nbf| nbf > now as f64) {
-            return Err(invalid("not valid yet (nbf)"));
-        }
-        if self.iat.is_some_and(|iat| !iat.is_finite()) {
-            return Err(invalid("iat is no time"));
-        }
+    pub fn check(&self, now: i64, terms: &Terms) -> Result<(), TokenError> {
+        // Everything else first: a token out of its time that is also wrong is wrong.
+        let Terms { audience, issuer, leeway } = terms;
         let for_us = match &self.aud {
             _ if audience.is_empty() => true,
             None => false,
@@ -125,10 +128,18 @@ impl Registered {
         if !issuer.is_empty() && self.iss.as_deref() != Some(issuer) {
             return Err(invalid("wrong issuer (iss)"));
         }
-        match self.exp {
-            Some(exp) if !exp.is_finite() => Err(invalid("exp is no time")),
-            Some(exp) if exp <= now as f64 => Err(TokenError::Expired),
-            _ => Ok(()),
+        let times = [self.exp, self.nbf, self.iat];
+        if times.into_iter().flatten().any(|time| !time.is_finite()) {
+            return Err(invalid("exp, nbf or iat is no time"));
+        }
+        let now = now as f64;
+        let ahead = |time: Option<f64>| time.is_some_and(|time| time - leeway > now);
+        // Without leeway for the end: a connection of it would have ended in the same moment.
+        let is_over = self.exp.is_some_and(|exp| exp <= now);
+        match is_over {
+            true => Err(TokenError::Expired),
+            false if ahead(self.nbf) || ahead(self.iat) => Err(TokenError::Early),
+            false => Ok(()),
         }
     }
 

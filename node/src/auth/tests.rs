@@ -5,10 +5,11 @@ use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use ring::hmac;
 use serde_json::{Value, json};
+use std::time::Duration;
 use weir_conf::units::Secret;
 
 const NOW: i64 = 1_800_000_000;
-const SECRET: &str = "correct horse battery staple";
+pub const SECRET: &str = "correct horse battery staple";
 const RSA_PUBLIC: &str = include_str!("testdata/rsa.pub");
 const EC_PUBLIC: &str = include_str!("testdata/ec.pub");
 /// `{"sub":"rsa-user"}`, `{"sub":"ec-user"}`, signed with the private halves, which were thrown away.
@@ -23,6 +24,7 @@ pub fn conf(secret: &str) -> Token {
         ecdsa_public_key: Secret::default(),
         audience: String::new(),
         issuer: String::new(),
+        leeway: Duration::from_secs(10),
     }
 }
 
@@ -48,6 +50,66 @@ fn bad(auth: &Auth, name: &str, token: &str) {
     }
 }
 
+/// What an `Auth` with the secret, `audience = "weir"` and `issuer = "app"` has to refuse, made of claims that are good.
+pub fn bad_tokens(good: &Value) -> Vec<(&'static str, String)> {
+    let with = |key: &str, value: Value| {
+        let mut claims = good.clone();
+        claims[key] = value;
+        claims
+    };
+    let header = |header: Value| sign(&header, good, hmac::HMAC_SHA256, SECRET.as_bytes());
+    let fine = token(SECRET, good);
+    let unsigned = format!("{}.{}.", part(&json!({"alg": "none"})), part(good));
+    let swapped = {
+        let other = token(SECRET, &with("sub", json!("1")));
+        let (message, _) = fine.rsplit_once('.').unwrap();
+        format!("{message}.{}", other.rsplit_once('.').unwrap().1)
+    };
+    vec![
+        ("empty", String::new()),
+        ("no dots", "abc".into()),
+        ("two parts", "a.b".into()),
+        ("four parts", format!("{fine}.x")),
+        ("not base64", "!!.!!.!!".into()),
+        ("alg none", unsigned.clone()),
+        ("alg None", unsigned.replace(&part(&json!({"alg": "none"})), &part(&json!({"alg": "None"})))),
+        ("no signature", fine.rsplit_once('.').unwrap().0.to_owned() + "."),
+        ("another's signature", swapped),
+        ("wrong secret", token("guess", good)),
+        ("empty secret", token("", good)),
+        ("HS256 with the RSA public key as secret", token(RSA_PUBLIC, good)),
+        ("HS384 named, HS256 made", header(json!({"alg": "HS384"}))),
+        ("RS256 named, HMAC made", header(json!({"alg": "RS256"}))),
+        ("ES256 without a key for it", header(json!({"alg": "ES256"}))),
+        ("unknown alg", header(json!({"alg": "HS1024"}))),
+        ("no alg", header(json!({"typ": "JWT"}))),
+        (
+            "kid as a path, wrong secret",
+            sign(&json!({"alg": "HS256", "kid": "/dev/null"}), good, hmac::HMAC_SHA256, b""),
+        ),
+        ("wrong aud", token(SECRET, &with("aud", json!("other")))),
+        ("aud list without us", token(SECRET, &with("aud", json!(["a", "b"])))),
+        ("no aud", token(SECRET, &json!({"sub": "1", "iss": "app"}))),
+        ("wrong iss", token(SECRET, &with("iss", json!("other")))),
+        ("nbf ahead and wrong aud", token(SECRET, &json!({"aud": "x", "iss": "app", "nbf": NOW + 60}))),
+        ("nbf no number", token(SECRET, &with("nbf", json!("soon")))),
+        ("iat no number", token(SECRET, &with("iat", json!([])))),
+        ("crit", header(json!({"alg": "HS256", "crit": ["b64"], "b64": false}))),
+        ("crit that is known to nobody", header(json!({"alg": "HS256", "crit": ["exp"], "exp": 1}))),
+        ("crit that is empty", header(json!({"alg": "HS256", "crit": []}))),
+        ("crit that is null", header(json!({"alg": "HS256", "crit": null}))),
+        ("crit that is no list", header(json!({"alg": "HS256", "crit": "b64"}))),
+        ("exp no number", token(SECRET, &with("exp", json!("soon")))),
+        ("sub no text", token(SECRET, &with("sub", json!(42)))),
+        ("a channel claim", token(SECRET, &with("channel", json!("c")))),
+        ("b64info no base64", token(SECRET, &with("b64info", json!("***")))),
+        ("b64info no JSON", token(SECRET, &with("b64info", json!("bm9wZQ==")))),
+        ("expired and wrong aud", token(SECRET, &json!({"aud": "x", "iss": "app", "exp": 1}))),
+        ("claims no object", token(SECRET, &json!([1]))),
+        ("too long", token(SECRET, &with("info", json!("x".repeat(9000))))),
+    ]
+}
+
 #[test]
 fn bad_tokens_are_all_invalid() {
     let auth = Auth::new(&Token {
@@ -64,54 +126,25 @@ fn bad_tokens_are_all_invalid() {
         claims[key] = value;
         claims
     };
-    let header = |header: Value| sign(&header, &good, hmac::HMAC_SHA256, SECRET.as_bytes());
-    let fine = token(SECRET, &good);
-    let unsigned = format!("{}.{}.", part(&json!({"alg": "none"})), part(&good));
-    let swapped = {
-        let other = token(SECRET, &with("sub", json!("1")));
-        let (message, _) = fine.rsplit_once('.').unwrap();
-        format!("{message}.{}", other.rsplit_once('.').unwrap().1)
-    };
-    let cases: Vec<(&str, String)> = vec![
-        ("empty", String::new()),
-        ("no dots", "abc".into()),
-        ("two parts", "a.b".into()),
-        ("four parts", format!("{fine}.x")),
-        ("not base64", "!!.!!.!!".into()),
-        ("alg none", unsigned.clone()),
-        ("alg None", unsigned.replace(&part(&json!({"alg": "none"})), &part(&json!({"alg": "None"})))),
-        ("no signature", fine.rsplit_once('.').unwrap().0.to_owned() + "."),
-        ("another's signature", swapped),
-        ("wrong secret", token("guess", &good)),
-        ("empty secret", token("", &good)),
-        ("HS256 with the RSA public key as secret", token(RSA_PUBLIC, &good)),
-        ("HS384 named, HS256 made", header(json!({"alg": "HS384"}))),
-        ("RS256 named, HMAC made", header(json!({"alg": "RS256"}))),
-        ("ES256 without a key for it", header(json!({"alg": "ES256"}))),
-        ("unknown alg", header(json!({"alg": "HS1024"}))),
-        ("no alg", header(json!({"typ": "JWT"}))),
-        (
-            "kid as a path, wrong secret",
-            sign(&json!({"alg": "HS256", "kid": "/dev/null"}), &good, hmac::HMAC_SHA256, b""),
-        ),
-        ("wrong aud", token(SECRET, &with("aud", json!("other")))),
-        ("aud list without us", token(SECRET, &with("aud", json!(["a", "b"])))),
-        ("no aud", token(SECRET, &json!({"sub": "1", "iss": "app"}))),
-        ("wrong iss", token(SECRET, &with("iss", json!("other")))),
-        ("nbf ahead", token(SECRET, &with("nbf", json!(NOW + 60)))),
-        ("exp no number", token(SECRET, &with("exp", json!("soon")))),
-        ("sub no text", token(SECRET, &with("sub", json!(42)))),
-        ("a channel claim", token(SECRET, &with("channel", json!("c")))),
-        ("b64info no base64", token(SECRET, &with("b64info", json!("***")))),
-        ("b64info no JSON", token(SECRET, &with("b64info", json!("bm9wZQ==")))),
-        ("expired and wrong aud", token(SECRET, &json!({"aud": "x", "iss": "app", "exp": 1}))),
-        ("claims no object", token(SECRET, &json!([1]))),
-        ("too long", token(SECRET, &with("info", json!("x".repeat(9000))))),
-    ];
-    for (name, token) in &cases {
+    for (name, token) in &bad_tokens(&good) {
         bad(&auth, name, token);
     }
-    assert_eq!(auth.connection(&token(SECRET, &with("exp", json!(NOW))), NOW), Err(TokenError::Expired));
+    // Out of its time and otherwise good: another one would do.
+    for (claim, at, fresh) in [
+        ("exp", NOW, false),
+        ("exp", NOW - 1, false),
+        ("exp", NOW + 1, true),
+        ("nbf", NOW + 10, true),
+        ("nbf", NOW + 11, false),
+        ("iat", NOW + 10, true),
+        ("iat", NOW + 11, false),
+        ("iat", NOW - 9999, true),
+    ] {
+        let got = auth.connection(&token(SECRET, &with(claim, json!(at))), NOW);
+        assert_eq!(got.is_ok(), fresh, "{claim} = NOW + {}", at - NOW);
+        let why = if claim == "exp" { TokenError::Expired } else { TokenError::Early };
+        assert!(fresh || got == Err(why), "{claim} = NOW + {}", at - NOW);
+    }
 }
 
 #[test]

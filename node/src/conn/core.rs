@@ -34,6 +34,8 @@ pub(super) struct Core {
     /// The first of `writing` is a frame that was begun.
     inside_frame: bool,
     pub(super) blocked_since: Option<Instant>,
+    /// A message has begun then, and not ended.
+    pub(super) amid_since: Option<Instant>,
     /// Read, but not parsed yet: the session was busy.
     pub(super) spill: Bytes,
     /// The parser may hold a whole message still.
@@ -100,6 +102,7 @@ impl Core {
             writing: VecDeque::new(),
             inside_frame: false,
             blocked_since: None,
+            amid_since: None,
             unparsed: !spill.is_empty(),
             spill,
             webtransport,
@@ -217,7 +220,8 @@ impl Core {
         let next = match self.phase {
             Phase::Open => {
                 let blocked = self.blocked_since.map(|since| since + self.shared.conf.write_timeout);
-                earlier(self.session.next_timeout(), blocked)
+                let amid = self.amid_since.map(|since| since + self.shared.conf.message_timeout);
+                earlier(earlier(self.session.next_timeout(), blocked), amid)
             }
             Phase::Closing { until, .. } => Some(until),
             Phase::Done => return Poll::Ready(()),
@@ -243,10 +247,24 @@ impl Core {
                 if self.blocked_since.is_some_and(|since| since + timeout <= now.at) {
                     self.session.close(Close::SLOW);
                 }
+                self.judge_pace(now);
                 self.session.on_timeout(now);
             }
             Phase::Closing { until, .. } if until <= now.at => self.phase = Phase::Done,
             Phase::Closing { .. } | Phase::Done => {}
+        }
+    }
+
+    /// A message that does not end keeps its memory, and whoever puts it together, for nothing.
+    fn judge_pace(&mut self, now: Now) {
+        let timeout = self.shared.conf.message_timeout;
+        if self.amid_since.is_none_or(|since| since + timeout > now.at) {
+            return;
+        }
+        // While a command is under way nothing is read: the rest may well be there.
+        match self.listens() {
+            true => self.session.close(Close::ENDLESS),
+            false => self.amid_since = Some(now.at),
         }
     }
 

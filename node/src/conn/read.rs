@@ -56,6 +56,17 @@ impl Parser {
     }
 }
 
+impl Parser {
+    /// Whether something has begun and not ended.
+    fn is_amid(&self) -> bool {
+        match self {
+            Parser::WebSocket(frames) => frames.is_amid(),
+            Parser::Lines(cutter) => cutter.is_amid(),
+            Parser::Lengths(cutter) => cutter.is_amid(),
+        }
+    }
+}
+
 impl Core {
     /// Goes on with input that had to wait. False: there is none, or it has to wait still.
     pub(super) fn feed_spill(&mut self) -> bool {
@@ -95,7 +106,11 @@ impl Core {
     /// Parses input until it is used up or the session has to be waited for.
     fn feed(&mut self, mut input: &[u8]) {
         loop {
-            match self.parser.next(&mut input, &self.client.outbox) {
+            let parsed = self.parser.next(&mut input, &self.client.outbox);
+            if matches!(parsed, Parsed::Text { .. } | Parsed::Binary { .. }) {
+                self.amid_since = None;
+            }
+            match parsed {
                 Parsed::Text { lines, messages } => self.on_text(lines, messages),
                 Parsed::Binary { bytes, messages } => self.on_binary(bytes, messages),
                 Parsed::Nothing => {}
@@ -104,6 +119,8 @@ impl Core {
                 Parsed::Closed(code) => self.closed_by_peer(code),
                 Parsed::All => {
                     self.unparsed = false;
+                    let since = self.amid_since.take();
+                    self.amid_since = self.parser.is_amid().then(|| since.unwrap_or_else(|| now().at));
                     return;
                 }
                 Parsed::Bad(close) => {

@@ -25,6 +25,11 @@ impl LineCutter {
         LineCutter { begun: Vec::new(), limit }
     }
 
+    /// Whether a line has begun and not ended.
+    pub fn is_amid(&self) -> bool {
+        !self.begun.is_empty()
+    }
+
     /// Takes from `input` what it gives: as many lines as are there, up to one that is too long or no UTF-8.
     pub fn next(&mut self, input: &mut &[u8]) -> Parsed {
         if self.begun.is_empty() {
@@ -80,6 +85,11 @@ impl LineCutter {
 impl LengthCutter {
     pub fn new(limit: usize) -> LengthCutter {
         LengthCutter { begun: Vec::new(), limit }
+    }
+
+    /// Whether a message has begun and not ended.
+    pub fn is_amid(&self) -> bool {
+        !self.begun.is_empty()
     }
 
     /// Takes from `input` what it gives: as many messages as are there, up to one that is too long.

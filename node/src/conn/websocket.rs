@@ -1,5 +1,6 @@
 //! Input of a WebSocket: tungstenite's parser, and the closes that bad frames earn.
 
+use super::assembly::Assembly;
 use super::io::Feed;
 use super::now;
 use super::read::Parsed;
@@ -19,8 +20,7 @@ const CONTROL_WINDOW: Duration = Duration::from_secs(1);
 
 pub(super) struct Frames {
     ws: WebSocketContext,
-    /// Input since the last whole message.
-    assembling: usize,
+    assembly: Assembly,
     control_frames: (u32, Option<Instant>),
     /// Of a message.
     limit: usize,
@@ -35,7 +35,7 @@ impl Frames {
             .max_message_size(Some(limit))
             .max_frame_size(Some(limit));
         let ws = WebSocketContext::new(Role::Server, Some(config));
-        Frames { ws, assembling: 0, control_frames: (0, None), limit }
+        Frames { ws, assembly: Assembly::default(), control_frames: (0, None), limit }
     }
 
     /// The next message. Pongs and the answer to a close go into the outbox.
@@ -43,12 +43,12 @@ impl Frames {
         let mut feed = Feed { input, outbox: Some(outbox) };
         let read = self.ws.read(&mut feed);
         let used = input.len() - feed.input.len();
-        self.assembling += used;
+        self.assembly.read(&input[..used]);
         let parsed = match read {
             Ok(message) => self.on_message(message, &mut feed),
             Err(Error::Io(error)) if error.kind() == ErrorKind::WouldBlock => {
                 // Endless fragments that add up to nothing, or to hardly anything.
-                let endless = self.assembling > 8 * self.limit + (64 << 10);
+                let endless = self.assembly.bytes() > 8 * self.limit + (64 << 10);
                 if endless { Parsed::Bad(Close::POLICY) } else { Parsed::All }
             }
             Err(error) => Parsed::Bad(close_for(&error)),
@@ -59,14 +59,8 @@ impl Frames {
 
     fn on_message(&mut self, message: Message, feed: &mut Feed<'_>) -> Parsed {
         match message {
-            Message::Text(text) => {
-                self.assembling = 0;
-                Parsed::Text { lines: Bytes::from(text), messages: 1 }
-            }
-            Message::Binary(bytes) => {
-                self.assembling = 0;
-                Parsed::Binary { bytes, messages: 1 }
-            }
+            Message::Text(text) => Parsed::Text { lines: Bytes::from(text), messages: 1 },
+            Message::Binary(bytes) => Parsed::Binary { bytes, messages: 1 },
             Message::Ping(_) | Message::Pong(_) if !self.count_control_frame() => Parsed::Flood,
             Message::Ping(_) | Message::Frame(_) => Parsed::Nothing,
             Message::Pong(_) => Parsed::Pong,
@@ -76,6 +70,11 @@ impl Frames {
                 Parsed::Closed(frame.map(|f| f.code.into()))
             }
         }
+    }
+
+    /// Whether something has begun and not ended.
+    pub fn is_amid(&self) -> bool {
+        self.assembly.is_amid()
     }
 
     /// After our close only the client's is of interest. `None`: it has not come yet.
@@ -93,7 +92,6 @@ impl Frames {
 
     /// False: too many of them.
     fn count_control_frame(&mut self) -> bool {
-        self.assembling = 0;
         let (count, since) = &mut self.control_frames;
         let at = now().at;
         if since.is_none_or(|since| at - since > CONTROL_WINDOW) {

@@ -53,7 +53,7 @@ impl Session {
             return anonymous.then(Identity::default).ok_or(Refusal::Close(Close::BAD_REQUEST));
         }
         match self.settings.auth.connection(token, now.unix) {
-            Err(TokenError::Expired) => Err(Refusal::Reply(ErrorCode::TOKEN_EXPIRED)),
+            Err(TokenError::Expired | TokenError::Early) => Err(Refusal::Reply(ErrorCode::TOKEN_EXPIRED)),
             Err(TokenError::Invalid(reason)) => {
                 self.actions.push_back(Action::TokenRefused(reason));
                 Err(Refusal::Close(Close::INVALID_TOKEN))
@@ -176,6 +176,7 @@ impl Session {
         let identity = match self.settings.auth.connection(token, now.unix) {
             Ok(identity) => identity,
             Err(TokenError::Expired) => return self.close(Close::EXPIRED),
+            Err(TokenError::Early) => return self.reply(id, Answer::Error(REFRESH_ANEW)),
             Err(TokenError::Invalid(reason)) => {
                 self.actions.push_back(Action::TokenRefused(reason));
                 return self.close(Close::INVALID_TOKEN);
@@ -200,6 +201,10 @@ impl Session {
         self.reply(id, Answer::Refresh { client: self.who.client.clone(), ttl });
     }
 }
+
+/// A refresh by a token that is out of its time. Temporary, so that SDKs fetch another one and come again; without
+/// that they would end for good, since the one that they have was just fetched.
+pub const REFRESH_ANEW: ErrorCode = ErrorCode { temporary: true, ..ErrorCode::TOKEN_EXPIRED };
 
 /// How a command is refused: with an error reply, or with the connection.
 #[derive(Debug, PartialEq)]

@@ -1,7 +1,7 @@
 //! Subscriptions: what is allowed, what is asked of the hub, and what its answer comes to.
 
 use super::call::{SubscribeCall, Subscribed};
-use super::connect::{Refusal, since};
+use super::connect::{REFRESH_ANEW, Refusal, since};
 use super::subs::{Origin, Sub};
 use super::{Action, Call, Now, Session, Ticket, Waiting};
 use crate::auth::{Overrides, TokenError};
@@ -75,7 +75,9 @@ impl Session {
     ) -> Result<Made, Refusal> {
         let grant = match self.settings.auth.subscription(&wish.token, now.unix) {
             Ok(grant) => grant,
-            Err(TokenError::Expired) => return Err(Refusal::Reply(ErrorCode::TOKEN_EXPIRED)),
+            Err(TokenError::Expired | TokenError::Early) => {
+                return Err(Refusal::Reply(ErrorCode::TOKEN_EXPIRED));
+            }
             Err(TokenError::Invalid(reason)) => {
                 self.actions.push_back(Action::TokenRefused(reason));
                 return Err(Refusal::Reply(ErrorCode::PERMISSION_DENIED));
@@ -207,7 +209,9 @@ impl Session {
         }
         let grant = match self.settings.auth.subscription(token, now.unix) {
             Ok(grant) => grant,
-            Err(TokenError::Expired) => return self.reply(id, Answer::Error(ErrorCode::TOKEN_EXPIRED)),
+            Err(TokenError::Expired | TokenError::Early) => {
+                return self.reply(id, Answer::Error(REFRESH_ANEW));
+            }
             Err(TokenError::Invalid(reason)) => {
                 self.actions.push_back(Action::TokenRefused(reason));
                 return self.close(Close::INVALID_TOKEN);

@@ -33,7 +33,7 @@ pub async fn raw(server: &Server) -> TcpStream {
 }
 
 /// The code of the close frame with which what comes ends.
-async fn close_code(tcp: &mut TcpStream) -> u16 {
+async fn close_code(tcp: &mut (impl tokio::io::AsyncRead + Unpin)) -> u16 {
     loop {
         let opcode = tokio::time::timeout(PATIENCE, tcp.read_u8()).await.expect("a close").unwrap() & 0xf;
         let len = match tcp.read_u8().await.unwrap() {
@@ -97,6 +97,69 @@ async fn endless_fragments_come_to_an_end() {
     // The close may come before all is written.
     let _ = tcp.write_all(&flood).await;
     assert_eq!(close_code(&mut tcp).await, 1008);
+}
+
+/// Whatever has begun and does not end, with pings in between or not; the rest of the clients is not touched.
+#[tokio::test]
+async fn a_message_has_a_deadline_for_its_rest() {
+    let timeout = Duration::from_millis(400);
+    let server = Server::start(|conf| conf.message_timeout = timeout);
+    let mut bystander = server.client("").await;
+    let ping = frame(0x89, &[1], b"p");
+    let whole = frame(0x8a, &[0], b"");
+    for (name, begun) in [
+        ("a fragment", frame(0x01, &[3], b"{\"i")),
+        ("an empty fragment", frame(0x01, &[0], b"")),
+        ("half a frame", frame(0x81, &[10], b"{}")),
+        ("half a header", vec![0x81]),
+        ("half a ping", frame(0x89, &[10], b"p")),
+        ("a whole message and a fragment", [whole, frame(0x01, &[1], b"{")].concat()),
+    ] {
+        for pings in [false, true] {
+            // Within a frame there is no place for one.
+            if pings && name.starts_with("half") {
+                continue;
+            }
+            let mut tcp = raw(&server).await;
+            let since = std::time::Instant::now();
+            tcp.write_all(&begun).await.unwrap();
+            let (mut read, mut write) = tcp.split();
+            let pinging = async {
+                loop {
+                    tokio::time::sleep(timeout / 8).await;
+                    if write.write_all(&ping).await.is_err() {
+                        std::future::pending::<()>().await;
+                    }
+                }
+            };
+            let code = async {
+                if pings {
+                    tokio::select! { code = close_code(&mut read) => code, () = pinging => 0 }
+                } else {
+                    close_code(&mut read).await
+                }
+            };
+            assert_eq!(code.await, 1008, "{name}, pings: {pings}");
+            assert!(since.elapsed() >= timeout, "{name}: {:?}", since.elapsed());
+        }
+    }
+    // Many messages take longer than one may, each of them in pieces.
+    let mut tcp = raw(&server).await;
+    tcp.write_all(&frame(0x81, &[21], br#"{"id":1,"connect":{}}"#)).await.unwrap();
+    for n in 0..10 {
+        let text = format!("{{\"id\":{},\"rpc\":{{}}}}", 2 + n);
+        let (first, rest) = text.split_at(4);
+        tcp.write_all(&frame(0x01, &[first.len() as u8], first.as_bytes())).await.unwrap();
+        tokio::time::sleep(timeout / 5).await;
+        tcp.write_all(&frame(0x80, &[rest.len() as u8], rest.as_bytes())).await.unwrap();
+    }
+    tcp.write_all(&frame(0x88, &[2], &1000_u16.to_be_bytes())).await.unwrap();
+    assert_eq!(close_code(&mut tcp).await, 1000);
+    // The stream of a session of WebTransport is no other.
+    let mut lines = server.session_with(super::webtransport::PATH, 1 << 16).await;
+    lines.stream.write_all(b"{\"id\":1,\"conn").await.unwrap();
+    assert_eq!(lines.hear().await["push"]["disconnect"]["code"], 1008);
+    assert_eq!(bystander.ask(json!({"id": 9, "rpc": {}})).await["error"]["code"], 108);
 }
 
 #[tokio::test]

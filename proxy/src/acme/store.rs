@@ -5,10 +5,10 @@
 //! for real ones. Processes may share it: who writes a file holds its lock.
 
 use ring::digest::{SHA256, digest};
-use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
-use std::io::{self, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::fs::{File, TryLockError};
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
+use weir_core::private;
 
 /// A chain of certificates for a hundred names is some tens of KiB.
 const MAX_SIZE: u64 = 1 << 20;
@@ -25,12 +25,10 @@ pub struct Lock(Option<File>);
 impl Store {
     /// Makes the folder if there is none, and sees whether it can be written.
     pub fn open(root: &Path, directory: &str) -> io::Result<Store> {
-        let mut builder = DirBuilder::new();
-        builder.recursive(true).mode(0o700);
         let folder = root.join(slug(directory));
-        builder.create(&folder)?;
-        // It may have been there before, or the mask may have been odd.
-        std::fs::set_permissions(&folder, PermissionsExt::from_mode(0o700))?;
+        private::folder(&folder)?;
+        // A copy or a backup may have come with other modes.
+        private::narrow_files(&folder)?;
         let store = Store { folder };
         store.write("directory", directory.as_bytes())?;
         Ok(store)
@@ -52,16 +50,7 @@ impl Store {
 
     /// Returns when it is on the disk: what was ordered is not to be had a second time so soon.
     pub fn write(&self, name: &str, bytes: &[u8]) -> io::Result<()> {
-        let (path, new) = (self.folder.join(name), self.folder.join(format!("{name}.new")));
-        // One that a crash left behind may have any mode.
-        match std::fs::remove_file(&new) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
-        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&new)?;
-        file.write_all(bytes)?;
-        file.sync_all()?;
-        std::fs::rename(&new, &path)?;
+        private::replace(&self.folder.join(name), bytes, 0o600)?;
         File::open(&self.folder)?.sync_all()
     }
 
@@ -73,7 +62,7 @@ impl Store {
     /// `None`: another process has it.
     pub fn lock(&self, name: &str) -> io::Result<Option<Lock>> {
         let path = self.folder.join(format!("{name}.lock"));
-        let file = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(path)?;
+        let file = private::options().write(true).create(true).truncate(false).open(path)?;
         match file.try_lock() {
             Ok(()) => Ok(Some(Lock(Some(file)))),
             Err(TryLockError::WouldBlock) => Ok(None),
@@ -127,6 +116,7 @@ fn short_hash(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::unix::fs::PermissionsExt;
 
     const DIRECTORY: &str = "https://acme.example:14000/dir";
 
@@ -146,6 +136,9 @@ mod tests {
         assert_eq!(mode(&store.path("x.pem")), 0o600);
         assert_eq!(mode(&store.folder), 0o700);
         assert_eq!(mode(&inner), 0o700);
+        std::fs::set_permissions(store.path("x.pem"), PermissionsExt::from_mode(0o644)).unwrap();
+        let store = Store::open(&inner, DIRECTORY).unwrap();
+        assert_eq!(mode(&store.path("x.pem")), 0o600);
         store.set_aside("x.pem").unwrap();
         assert_eq!(store.read("x.pem").unwrap(), None);
         assert_eq!(store.read("x.pem.old").unwrap().unwrap(), b"two");

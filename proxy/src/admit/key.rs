@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use weir_core::client_addr::network;
 
 /// One client in tables of rates and counts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Key(u128);
 
 /// An IPv6 client is its prefix.

@@ -8,6 +8,7 @@ use crate::client::Client;
 use crate::quic::Follower;
 use crate::snapshot::Snapshot;
 use crate::tls::subject::ClientCert;
+use crate::upstream::bound::Bound;
 use crate::upstream::proxy_protocol::Ends;
 use http::HeaderMap;
 use http::header::{FORWARDED, HeaderValue};
@@ -35,6 +36,8 @@ pub struct Link {
     pub tls: Option<Arc<Secured>>,
     /// Of a QUIC connection, whose client may go on from another address.
     pub follower: Option<Follower>,
+    /// Its own connections to servers, if it has any.
+    pub bound: Bound,
 }
 
 /// What TLS has shown of a client.
@@ -64,6 +67,7 @@ pub struct From {
     pub tls: Option<Arc<Secured>>,
     /// The peer is trusted: it spoke for the client.
     pub trusted: bool,
+    pub bound: Bound,
 }
 
 /// What a connection, or a WebSocket on a stream, holds as long as it lives: its place, and that of its
@@ -167,6 +171,7 @@ pub fn origin(snapshot: &Snapshot, link: &Link, headers: &mut HeaderMap) -> From
         transport: link.transport,
         tls: link.tls.clone(),
         trusted,
+        bound: link.bound.clone(),
     }
 }
 

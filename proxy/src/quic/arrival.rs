@@ -56,13 +56,13 @@ pub struct Door {
 
 impl Door {
     pub fn new(settings: &Settings<'_>, identity: &Identity, used: &Arc<Used>) -> io::Result<Door> {
-        let Settings { conf, crypto } = settings;
+        let Settings { conf, crypto, early } = settings;
         Ok(Door {
             config: ArcSwap::from_pointee(config::server(conf, crypto(), identity, used)?),
             crypto: crypto.clone(),
             policy: Policy::new(conf),
             handshake_timeout: conf.handshake_timeout,
-            early_data: conf.early_data,
+            early_data: *early,
         })
     }
 

@@ -48,7 +48,7 @@ impl Cert {
         let mut tls = self.tls.clone();
         tls.max_early_data_size = if conf.early_data { u32::MAX } else { 0 };
         let tls: Arc<dyn quinn::crypto::ServerConfig> = Arc::new(QuicServerConfig::try_from(tls).unwrap());
-        Settings { conf, crypto: Arc::new(move || tls.clone()) }
+        Settings { conf, crypto: Arc::new(move || tls.clone()), early: conf.early_data }
     }
 
     pub fn client_tls(&self) -> rustls::ClientConfig {
@@ -474,7 +474,7 @@ async fn certificates_are_swapped_for_new_connections_and_none_closes() {
     let changed = Arc::new(AtomicBool::new(false));
     let of = changed.clone();
     let crypto: Crypto = Arc::new(move || if of.load(Relaxed) { after() } else { before() });
-    served.endpoint.configure(&Settings { conf: &conf, crypto }).unwrap();
+    served.endpoint.configure(&Settings { conf: &conf, crypto, early: false }).unwrap();
     assert_eq!(shown(&new).await.first(), Some(&new.der));
     line.round().await;
     changed.store(true, Relaxed);

@@ -20,6 +20,7 @@ use crate::tls::accept::{Arrived, Cause};
 use crate::tls::config::Speaks;
 use crate::tls::redirect;
 use crate::tls::subject::ClientCert;
+use crate::upstream::bound::Bound;
 use crate::upstream::proxy_protocol::Ends;
 use http::header::{ALT_SVC, HeaderMap, HeaderValue, STRICT_TRANSPORT_SECURITY};
 use http::request::Parts;
@@ -61,8 +62,13 @@ impl Service {
             Err(Some(refused)) => return self.turn_away(&snapshot, client, refused, peer.ip()).await,
             Err(None) => return,
         };
-        let mut link =
-            Link { ends: Ends { client: peer, local }, transport: Transport::H1, tls: None, follower: None };
+        let mut link = Link {
+            ends: Ends { client: peer, local },
+            transport: Transport::H1,
+            tls: None,
+            follower: None,
+            bound: Bound::default(),
+        };
         let Kind::Tls(speaks) = kind else {
             return self.http1(client, link, (places, silent), &shutdown).await;
         };

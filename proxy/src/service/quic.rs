@@ -25,6 +25,9 @@ const MAX_SESSIONS: u32 = 16;
 /// For what is written without any progress; QUIC itself gives up a client that is gone sooner.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(60);
 
+/// H3_REQUEST_REJECTED.
+const NOT_TOLD: quinn::VarInt = quinn::VarInt::from_u32(0x10b);
+
 /// The service, as one QUIC endpoint sees it.
 pub struct Front {
     pub service: Arc<Service>,
@@ -59,7 +62,11 @@ impl Host for Front {
         let snapshot = self.service.snapshot.load_full();
         let shown = arrival.connection.peer_identity();
         let shown = shown.and_then(|chain| chain.downcast::<Vec<CertificateDer<'static>>>().ok());
-        let shown = shown.and_then(|chain| ClientCert::of(&chain));
+        let shown = match shown.map(|chain| ClientCert::of(&chain)) {
+            // Never: the handshake refuses it.
+            Some(None) => return arrival.connection.close(NOT_TOLD, b"the certificate cannot be passed on"),
+            shown => shown.flatten(),
+        };
         let mut told = HeaderMap::new();
         if let Some(hsts) = redirect::hsts(snapshot.conf.tls.hsts) {
             told.insert(STRICT_TRANSPORT_SECURITY, hsts);
@@ -70,6 +77,7 @@ impl Host for Front {
             transport: Transport::H3,
             tls: Some(Arc::new(Secured { shown, told })),
             follower: Some(arrival.follower),
+            bound: Default::default(),
         };
         let limits = Limits {
             max_field_section: u32::try_from(snapshot.conf.http2.max_header_list).unwrap_or(u32::MAX),

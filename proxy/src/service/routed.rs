@@ -5,7 +5,7 @@ use super::{Next, Service};
 use crate::access::{Access, End};
 use crate::admit::UnderWay;
 use crate::admit::counts::KeyPlace;
-use crate::admit::gate::{Admitted, AtGate};
+use crate::admit::gate::{self, Admitted, AtGate};
 use crate::answer::ToHead;
 use crate::client::Client;
 use crate::forward;
@@ -22,6 +22,7 @@ use crate::route::{Action, Asked, Route, Target, path};
 use crate::snapshot::Snapshot;
 use crate::tunnel::greet::{self, Greeted};
 use crate::tunnel::{Held, Tunnel, limits};
+use crate::upstream::Plan;
 use http::request::Parts;
 use pingora_core::apps::HttpServerApp;
 use pingora_core::protocols::http::ServerSession;
@@ -112,10 +113,22 @@ impl Service {
             return self.handshake(snapshot, (route, target), pick, asking, (admitted, under_way)).await;
         }
         let plan = upstream.plan(&pick.key, pick.prefer.as_deref()).on_behalf_of(asking.from.ends);
+        self.pass((route, plan, pick.issue), asking, (admitted.held, under_way), shutdown).await
+    }
+
+    /// Any request but a handshake, to its server.
+    async fn pass(
+        self: &Arc<Self>,
+        (route, plan, issue): (&Arc<Route>, Plan, Option<Issue>),
+        asking: Asking,
+        (held, under_way): (gate::Held, Option<UnderWay>),
+        shutdown: &ShutdownWatch,
+    ) -> Next {
+        let own = (asking.from.bound, asking.from.client);
         let Asking { asker, places, own_address, busy: _until_answered, head, access, wants_close, .. } =
             asking;
-        let held = (own_address, admitted.held, under_way);
-        let passage = Passage { plan, access, route: route.clone(), issue: pick.issue, tls: asker.tls };
+        let held = (own_address, held, under_way);
+        let passage = Passage { plan, access, route: route.clone(), issue, tls: asker.tls, own };
         match asker.by {
             By::Connection(client) => {
                 self.plain(client, (places, held), head, passage, wants_close, shutdown).await
@@ -213,11 +226,11 @@ impl Service {
                 held.access.log("websocket", End { status: 0, bytes: None, cause: "client_gone" });
                 Next::Done
             }
-            Greeted::Refused(mut response) => {
+            Greeted::Refused(mut refusal) => {
                 self.outcome(&held.access, "refused_by_server");
-                let status = response.status().as_u16();
-                dress(response.headers_mut(), route, issue, &held.access);
-                let _client_gone = asker.answer(response, true).await;
+                let status = refusal.status();
+                dress(refusal.headers_mut(), route, issue, &held.access);
+                let _client_gone = refusal.pass_on(asker).await;
                 held.access.log("websocket", End { status, bytes: None, cause: "refused_by_server" });
                 Next::Done
             }

@@ -3,7 +3,6 @@
 
 use super::certs::ACME_TLS_1;
 use super::config::Speaks;
-use super::subject::ClientCert;
 use super::{Tls, answer_plain};
 use crate::answer;
 use bytes::BytesMut;
@@ -157,11 +156,6 @@ impl Tls {
             // Nothing else is spoken over it.
             let _gone_or_told = shaken.shutdown().await;
             return Err((Cause::Challenge, Some(shaken.into_inner().0)));
-        }
-        let chain = shaken.get_ref().1.peer_certificates();
-        if chain.is_some_and(|chain| ClientCert::of(chain).is_none()) {
-            tracing::debug!("a client's certificate has more to say than servers can be told");
-            return Err((Cause::ClientCert, Some(shaken.into_inner().0)));
         }
         Ok(shaken)
     }

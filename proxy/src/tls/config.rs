@@ -1,6 +1,7 @@
 //! What rustls is told for each kind of listener: protocols, versions, sessions, certificates of clients.
 
 use super::certs::{ACME_TLS_1, Certs};
+use super::clients::Tellable;
 use crate::error::BindError;
 use quinn::crypto::rustls::QuicServerConfig;
 use rustls::crypto::{CryptoProvider, ring};
@@ -89,8 +90,8 @@ impl Configs {
         };
         let verifier = || WebPkiClientVerifier::builder_with_provider(roots.clone(), provider.clone());
         let unbuilt = |error: rustls::server::VerifierBuilderError| wrong(error.to_string());
-        let optional = verifier().allow_unauthenticated().build().map_err(unbuilt)?;
-        let required = verifier().build().map_err(unbuilt)?;
+        let optional = Arc::new(Tellable(verifier().allow_unauthenticated().build().map_err(unbuilt)?));
+        let required = Arc::new(Tellable(verifier().build().map_err(unbuilt)?));
         Ok(Configs {
             open: parts.by_version(&provider, parts.certs.clone(), None)?,
             optional: parts.by_version(&provider, parts.certs.clone(), Some(optional))?,

@@ -1,14 +1,14 @@
 //! The files of `[proxy.tls]`: read at start and at a reload, and looked at again while they are in use.
 //! One that has gone bad leaves in force what it held before.
 
-use super::certs::{Cert, Names, Unusable};
+use super::certs::{Cert, Unusable};
+use super::judge;
 use crate::error::BindError;
 use rustls::RootCertStore;
 use rustls::pki_types::pem::{self, PemObject};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
-use std::time::SystemTime;
 use weir_conf::proxy::tls::{Certificate, Tls};
 
 /// What the files held when they were read last and could be used.
@@ -109,6 +109,7 @@ impl Files {
                         name = cert.names.first(),
                         "a certificate has changed and is in use"
                     );
+                    warn(&pair.conf);
                     pair.cert = cert;
                     changed.certificates = true;
                 }
@@ -157,19 +158,17 @@ fn read_pair(place: usize, conf: &Certificate) -> Result<Cert, BindError> {
         why,
     };
     let chain = read_certs(&conf.cert).map_err(|why| wrong("cert", &conf.cert, why))?;
-    let key = PrivateKeyDer::from_pem_file(&conf.key).map_err(|error| {
-        wrong(
-            "key",
-            &conf.key,
-            told(&error, "there is no private key in it; an encrypted one cannot be used"),
-        )
-    })?;
+    let key = read_key(&conf.key).map_err(|why| wrong("key", &conf.key, why))?;
     let cert = Cert::new(chain, key).map_err(|error| match &error {
         Unusable::Mismatch | Unusable::Key(_) => wrong("key", &conf.key, error.to_string()),
         Unusable::Empty | Unusable::Malformed(_) => wrong("cert", &conf.cert, error.to_string()),
     })?;
-    warn(conf, &cert.names);
     Ok(cert)
+}
+
+pub fn read_key(file: &str) -> Result<PrivateKeyDer<'static>, String> {
+    let none = "there is no private key in it; an encrypted one cannot be used";
+    PrivateKeyDer::from_pem_file(file).map_err(|error| told(&error, none))
 }
 
 fn read_roots(file: &str) -> Result<RootCertStore, BindError> {
@@ -181,7 +180,7 @@ fn read_roots(file: &str) -> Result<RootCertStore, BindError> {
     Ok(roots)
 }
 
-fn read_certs(file: &str) -> Result<Vec<CertificateDer<'static>>, String> {
+pub fn read_certs(file: &str) -> Result<Vec<CertificateDer<'static>>, String> {
     let none = "there is no certificate in it";
     let certs = CertificateDer::pem_file_iter(file).and_then(Iterator::collect::<Result<Vec<_>, _>>);
     let certs = certs.map_err(|error| told(&error, none))?;
@@ -196,30 +195,9 @@ fn told(error: &pem::Error, none: &str) -> String {
     }
 }
 
-/// What serves all the same, though hardly as it was meant.
-fn warn(conf: &Certificate, names: &Names) {
-    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs());
-    let now = now.cast_signed();
-    let (file, name) = (&conf.cert, names.first());
-    if names.not_after < now {
-        tracing::warn!(
-            file,
-            name,
-            not_after = names.not_after,
-            "a certificate has expired: clients refuse it"
-        );
-    } else if names.not_before > now {
-        tracing::warn!(
-            file,
-            name,
-            not_before = names.not_before,
-            "a certificate is not valid yet: clients refuse it"
-        );
-    }
-    if names.dns.is_empty() && names.ip.is_empty() {
-        tracing::warn!(file, "a certificate has no alternative names: clients refuse it for any name");
-    }
-    if std::fs::metadata(&conf.key).is_ok_and(|of| of.permissions().mode() & 0o004 != 0) {
-        tracing::warn!(file = conf.key, "every user of this machine can read the key; better: chmod 600");
+/// What serves all the same, though hardly as it was meant. At a start and a reload `weir check` says it, too.
+fn warn(conf: &Certificate) {
+    for remark in judge::pair(&conf.cert, &conf.key, &[]) {
+        tracing::warn!(cert = conf.cert, key = conf.key, "{}", remark.text);
     }
 }

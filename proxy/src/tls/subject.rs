@@ -33,7 +33,8 @@ impl ClientCert {
     pub fn of(chain: &[CertificateDer<'_>]) -> Option<ClientCert> {
         let (_, cert) = X509Certificate::from_der(chain.first()?).ok()?;
         let alternatives = cert.subject_alternative_name().ok()?;
-        let names = alternatives.map_or_else(String::new, |names| alternative(&names.value.general_names));
+        let names = alternatives.map(|names| alternative(&names.value.general_names));
+        let names = names.unwrap_or_else(|| Some(String::new()))?;
         let subject = distinguished(cert.subject());
         let fits = subject.len() <= LONGEST && names.len() <= LONGEST;
         fits.then(|| ClientCert { subject: subject.into(), names: names.into() })
@@ -73,8 +74,7 @@ fn attribute(attribute: &AttributeTypeAndValue<'_>) -> String {
         (short, _) => {
             let name = short.map_or_else(|| oid.to_id_string(), str::to_owned);
             let encoded = attribute.attr_value().to_der_vec().unwrap_or_default();
-            let hex: String = encoded.iter().map(|byte| format!("{byte:02X}")).collect();
-            format!("{name}=#{hex}")
+            format!("{name}=#{}", hex(&encoded))
         }
     }
 }
@@ -95,24 +95,31 @@ fn short(oid: &Oid<'_>) -> Option<&'static str> {
     })
 }
 
-fn alternative(names: &[GeneralName<'_>]) -> String {
+/// `None`: one of them has no text, or none that means it alone.
+fn alternative(names: &[GeneralName<'_>]) -> Option<String> {
     let mut out = String::new();
     for name in names {
         let (kind, text) = match name {
             GeneralName::DNSName(text) => ("DNS", (*text).to_owned()),
             GeneralName::RFC822Name(text) => ("email", (*text).to_owned()),
             GeneralName::URI(text) => ("URI", (*text).to_owned()),
-            GeneralName::IPAddress(bytes) => match address(bytes) {
-                Some(ip) => ("IP", ip.to_string()),
-                None => continue,
-            },
-            _ => continue,
+            GeneralName::IPAddress(bytes) => ("IP", address(bytes)?.to_string()),
+            GeneralName::DirectoryName(name) => ("dirName", distinguished(name)),
+            GeneralName::RegisteredID(oid) => ("RID", oid.to_id_string()),
+            GeneralName::OtherName(oid, value) => ("otherName", format!("{oid}=#{}", hex(value))),
+            GeneralName::X400Address(_) | GeneralName::EDIPartyName(_) | GeneralName::Invalid(..) => {
+                return None;
+            }
         };
         let comma = if out.is_empty() { "" } else { "," };
         let _infallible = write!(out, "{comma}{kind}:");
         escape(&text, &mut out);
     }
-    out
+    Some(out)
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02X}")).collect()
 }
 
 pub fn address(bytes: &[u8]) -> Option<IpAddr> {

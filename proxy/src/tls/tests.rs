@@ -2,6 +2,7 @@
 
 mod clients;
 mod common;
+mod doors;
 mod files;
 mod names;
 mod quic;

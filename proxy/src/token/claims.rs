@@ -11,6 +11,8 @@ pub struct Rules {
     issuer: Vec<String>,
     leeway: f64,
     require_exp: bool,
+    /// Claims that have to be there, and to say something.
+    required: Vec<String>,
 }
 
 impl Rules {
@@ -20,6 +22,7 @@ impl Rules {
             issuer: conf.issuer.clone(),
             leeway: conf.leeway.as_secs_f64(),
             require_exp: conf.require_exp,
+            required: conf.required(),
         }
     }
 
@@ -29,10 +32,7 @@ impl Rules {
         if exp.is_none() && self.require_exp {
             return Err(Wrong::new("claims", "no exp"));
         }
-        if time(claims, "nbf")?.is_some_and(|nbf| nbf - self.leeway > now) {
-            return Err(Wrong::new("not_yet", "not valid yet (nbf)"));
-        }
-        time(claims, "iat")?;
+        let (nbf, iat) = (time(claims, "nbf")?, time(claims, "iat")?);
         if !self.audience.is_empty() && !self.is_for_us(claims.get("aud")) {
             return Err(Wrong::new("audience", "wrong audience (aud)"));
         }
@@ -40,12 +40,28 @@ impl Rules {
         if !self.issuer.is_empty() && !issuer.is_some_and(|iss| self.issuer.iter().any(|i| i == iss)) {
             return Err(Wrong::new("issuer", "wrong issuer (iss)"));
         }
+        if let Some(claim) = self.required.iter().find(|claim| !is_said(claims.get(*claim))) {
+            return Err(Wrong::new("claims", format!("no {claim}")));
+        }
         // Last: a token that is wrong as well is wrong.
+        for (name, time) in [("nbf", nbf), ("iat", iat)] {
+            if time.is_some_and(|time| time - self.leeway > now) {
+                return Err(Wrong::new("not_yet", format!("not valid yet ({name})")));
+            }
+        }
         match exp.map(|exp| exp + self.leeway - now) {
             None => Ok(None),
             Some(left) if left <= 0.0 => Err(Wrong::new("expired", "expired")),
             Some(left) => Ok(Duration::try_from_secs_f64(left).ok()),
         }
+    }
+
+    /// A claim as the header that it is passed on in; none if it says nothing. What it says is passed on or the
+    /// token does not count: a server that got no header would take somebody for nobody.
+    pub fn header(&self, claims: &Map<String, Value>, name: &str) -> Result<Option<HeaderValue>, Wrong> {
+        let Some(claim) = claims.get(name).filter(|claim| is_said(Some(claim))) else { return Ok(None) };
+        let unfit = || Wrong::new("claims", format!("{name} cannot be a header"));
+        as_header(claim).map(Some).ok_or_else(unfit)
     }
 
     fn is_for_us(&self, aud: Option<&Value>) -> bool {
@@ -68,15 +84,19 @@ fn time(claims: &Map<String, Value>, name: &str) -> Result<Option<f64>, Wrong> {
     }
 }
 
-/// Text as it is, everything else as JSON. What could be read as something else in a header is left
-/// out: control characters, blanks at the ends.
-pub fn as_header(claim: &Value) -> Option<HeaderValue> {
+/// Whether a claim says anything.
+fn is_said(claim: Option<&Value>) -> bool {
+    !matches!(claim, None | Some(Value::Null)) && claim.and_then(Value::as_str) != Some("")
+}
+
+/// Text as it is, everything else as JSON. `None`: it could be read as something else in a header, by control
+/// characters or blanks at its ends.
+fn as_header(claim: &Value) -> Option<HeaderValue> {
     let text = match claim {
-        Value::Null => return None,
         Value::String(text) => text.clone(),
         other => other.to_string(),
     };
-    if text.is_empty() || text.trim() != text {
+    if text.trim() != text {
         return None;
     }
     HeaderValue::from_bytes(text.as_bytes()).ok()
@@ -95,15 +115,50 @@ mod tests {
             (json!(true), Some("true")),
             (json!(["a", "b,c"]), Some("[\"a\",\"b,c\"]")),
             (json!({"x": 1}), Some("{\"x\":1}")),
-            (json!(null), None),
-            (json!(""), None),
             (json!(" ann"), None),
+            (json!("ann\u{a0}"), None),
             (json!("ann\r\nX-Admin: 1"), None),
+            (json!("ann\n"), None),
             (json!("a\u{0}b"), None),
+            (json!("a\u{7f}b"), None),
             (json!(["a\r\nb"]), Some("[\"a\\r\\nb\"]")),
         ] {
             let got = as_header(&claim);
             assert_eq!(got.as_ref().map(HeaderValue::as_bytes), want.map(str::as_bytes), "{claim}");
+        }
+    }
+
+    #[test]
+    fn a_claim_is_passed_on_or_says_nothing_or_is_refused() {
+        let rules = |required: Option<Vec<String>>| {
+            let claims = [("sub".to_owned(), "X-User".to_owned())].into();
+            Rules::new(&Token { claims, required_claims: required, require_exp: false, ..Token::default() })
+        };
+        let map = |claims: Value| claims.as_object().unwrap().clone();
+        let usual = rules(None);
+        for (claims, good) in [
+            (json!({"sub": "ann"}), true),
+            (json!({"sub": 7}), true),
+            (json!({}), false),
+            (json!({"sub": null}), false),
+            (json!({"sub": ""}), false),
+        ] {
+            assert_eq!(usual.check(&map(claims.clone()), 0.0).is_ok(), good, "{claims}");
+        }
+        assert!(rules(Some(vec![])).check(&map(json!({})), 0.0).is_ok());
+        let tenant = rules(Some(vec!["tenant".into()]));
+        assert!(tenant.check(&map(json!({"sub": "ann"})), 0.0).is_err());
+        for (claims, says) in [
+            (json!({}), Ok(None)),
+            (json!({"sub": null}), Ok(None)),
+            (json!({"sub": ""}), Ok(None)),
+            (json!({"sub": "ann"}), Ok(Some("ann"))),
+            (json!({"sub": "a\nb"}), Err("claims")),
+            (json!({"sub": " "}), Err("claims")),
+        ] {
+            let header = usual.header(&map(claims.clone()), "sub");
+            let header = header.map(|h| h.map(|h| h.to_str().unwrap().to_owned())).map_err(|w| w.reason);
+            assert_eq!(header, says.map(|h| h.map(str::to_owned)), "{claims}");
         }
     }
 }

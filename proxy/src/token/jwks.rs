@@ -1,5 +1,9 @@
-//! A set of public keys (RFC 7517) that is fetched, kept, and fetched again: when it is old, and for
-//! a key that is not in it, at most every few seconds. While that fails the old set stays.
+//! A set of public keys (RFC 7517) that is fetched, kept, and fetched again by a task of its own: when it is
+//! old, and for a key that is not in it, at most every few seconds.
+//!
+//! Who shows a key that is in the set is never kept waiting, whatever becomes of fetches: while they fail, the
+//! set stays. Who shows another key waits for the fetch that may bring it, unless the one before has failed:
+//! then the source is known to be away, and waiting would help nobody but those who want to hold places.
 
 use super::Wrong;
 use super::fetch::Source;
@@ -7,7 +11,10 @@ use crate::metrics::Metrics;
 use arc_swap::ArcSwapOption;
 use serde_json::Value;
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::Duration;
+use tokio::sync::{Notify, Semaphore, watch};
+use tokio::time::{Instant, sleep_until, timeout};
+use tokio_util::task::AbortOnDropHandle;
 use weir_conf::proxy::Token;
 use weir_core::jwt::{self, Algorithm, DecodingKey, Key};
 use weir_core::sync::lock;
@@ -18,24 +25,52 @@ const MAX_KEYS: usize = 64;
 const MIN_INTERVAL: Duration = Duration::from_secs(10);
 /// The same while there is no set at all.
 const FIRST_INTERVAL: Duration = Duration::from_secs(1);
+/// Requests that wait for a fetch at once; each holds its places meanwhile.
+const MAX_WAITING: usize = 256;
+/// For a fetch to begin and end, which has a deadline of its own.
+const PATIENCE: Duration = Duration::from_secs(6);
 
+/// A handle; the task that fetches ends with it.
 pub struct Jwks {
+    shared: Arc<Shared>,
+    only: Vec<Algorithm>,
+    waiting: Semaphore,
+    /// Runs from the first time that a key is needed.
+    keeper: Mutex<Option<AbortOnDropHandle<()>>>,
+}
+
+struct Shared {
     /// The token's name in the conf, for the log.
     name: String,
     source: Source,
-    refresh: Duration,
+    times: Times,
     only: Vec<Algorithm>,
     set: ArcSwapOption<Set>,
-    /// When a fetch last began.
-    tried: Mutex<Option<Instant>>,
-    /// Held by the one that fetches; the others wait for its outcome.
-    flight: tokio::sync::Mutex<()>,
+    /// Somebody showed a key that is not in the set.
+    wanted: Notify,
+    tries: watch::Sender<Tries>,
     metrics: Metrics,
+}
+
+#[derive(Clone, Copy)]
+struct Times {
+    refresh: Duration,
+    between: Duration,
+    first: Duration,
+}
+
+/// What became of fetches.
+#[derive(Clone, Copy, Default)]
+struct Tries {
+    /// When the last one began.
+    begun: Option<Instant>,
+    ended: u64,
+    failed: bool,
+    under_way: bool,
 }
 
 struct Set {
     keys: Vec<(Option<String>, Key)>,
-    fetched: Instant,
 }
 
 impl Jwks {
@@ -44,21 +79,22 @@ impl Jwks {
         let source = Source::new(conf)?;
         let first = match source.read_file() {
             None => None,
-            Some(text) => {
-                let keys = parse(&text?, &only)?;
-                Some(Arc::new(Set { keys, fetched: Instant::now() }))
-            }
+            Some(text) => Some(Arc::new(Set { keys: parse(&text?, &only)? })),
         };
-        Ok(Jwks {
+        // A file may have changed by the time that the first key is missed.
+        let begun = first.as_ref().and_then(|_| Instant::now().checked_sub(MIN_INTERVAL));
+        let shared = Shared {
             name: name.to_owned(),
             source,
-            refresh: conf.jwks_refresh,
-            only,
+            times: Times { refresh: conf.jwks_refresh, between: MIN_INTERVAL, first: FIRST_INTERVAL },
+            only: only.clone(),
             set: ArcSwapOption::new(first),
-            tried: Mutex::new(None),
-            flight: tokio::sync::Mutex::new(()),
+            wanted: Notify::new(),
+            tries: watch::Sender::new(Tries { begun, ..Tries::default() }),
             metrics: metrics.clone(),
-        })
+        };
+        let (shared, waiting) = (Arc::new(shared), Semaphore::new(MAX_WAITING));
+        Ok(Jwks { shared, only, waiting, keeper: Mutex::new(None) })
     }
 
     /// Whether such keys are looked for in it at all.
@@ -67,68 +103,115 @@ impl Jwks {
     }
 
     /// The keys that may have signed a token: the one that it names, or without a name all.
-    pub async fn keys(
-        self: &Arc<Self>,
-        kid: Option<&str>,
-        algorithm: Algorithm,
-        now: Instant,
-    ) -> Result<Vec<Key>, Wrong> {
-        if let Some(set) = self.set.load_full() {
-            let found = set.find(kid, algorithm);
-            if !found.is_empty() {
-                let age = now.saturating_duration_since(set.fetched);
-                if age > self.refresh * 2 {
-                    self.fetch(now, MIN_INTERVAL).await; // idle for long: its keys may be long revoked
-                    return self.again(kid, algorithm);
-                }
-                if age > self.refresh && self.is_due(now, MIN_INTERVAL) {
-                    let own = self.clone();
-                    tokio::spawn(async move { own.fetch(now, MIN_INTERVAL).await });
-                }
-                return Ok(found);
-            }
+    pub async fn keys(&self, kid: Option<&str>, algorithm: Algorithm) -> Result<Vec<Key>, Wrong> {
+        let begins = self.keep();
+        let found = self.shared.find(kid, algorithm);
+        if found.as_ref().is_ok_and(|keys| !keys.is_empty()) {
+            return found;
         }
-        let interval = if self.set.load().is_some() { MIN_INTERVAL } else { FIRST_INTERVAL };
-        self.fetch(now, interval).await;
-        self.again(kid, algorithm)
-    }
-
-    fn again(&self, kid: Option<&str>, algorithm: Algorithm) -> Result<Vec<Key>, Wrong> {
-        let Some(set) = self.set.load_full() else {
-            return Err(Wrong::new("no_keys", "the set of keys could not be had yet"));
-        };
-        match set.find(kid, algorithm) {
-            found if found.is_empty() => Err(Wrong::new("key", "signed with a key that is not in the set")),
-            found => Ok(found),
+        self.fetched(begins).await;
+        match self.shared.find(kid, algorithm)? {
+            keys if keys.is_empty() => Err(Wrong::new("key", "signed with a key that is not in the set")),
+            keys => Ok(keys),
         }
     }
 
-    /// Fetches, unless somebody did within the interval. Who comes while a fetch is under way waits
-    /// for it.
-    async fn fetch(&self, now: Instant, interval: Duration) {
-        let _one_at_a_time = self.flight.lock().await;
-        if !self.is_due(now, interval) {
+    /// Has the set kept from now on. True: this call began that.
+    fn keep(&self) -> bool {
+        let mut keeper = lock(&self.keeper);
+        let begins = keeper.as_ref().is_none_or(AbortOnDropHandle::is_finished);
+        if begins {
+            let shared = self.shared.clone();
+            *keeper = Some(AbortOnDropHandle::new(tokio::spawn(async move { shared.run().await })));
+        }
+        begins
+    }
+
+    /// Returns when the set is as new as it may be now.
+    async fn fetched(&self, begins: bool) {
+        let mut tries = self.shared.tries.subscribe();
+        let seen = *tries.borrow_and_update();
+        let due = self.shared.is_due(&seen, Instant::now());
+        if due && !seen.under_way {
+            self.shared.wanted.notify_one();
+        }
+        let hopeless = seen.failed && !begins;
+        if hopeless || !(due || seen.under_way) {
             return;
         }
-        *lock(&self.tried) = Some(Instant::now());
-        let outcome = match self.source.fetch().await.and_then(|text| parse(&text, &self.only)) {
+        let Ok(_place) = self.waiting.try_acquire() else { return };
+        let ended = tries.wait_for(|tries| tries.ended != seen.ended);
+        // Too late is the same as not at all.
+        let _in_time = timeout(PATIENCE, ended).await;
+    }
+}
+
+impl Shared {
+    /// Without end.
+    async fn run(&self) {
+        let times = self.times;
+        loop {
+            let tries = *self.tries.borrow();
+            let has_set = self.set.load().is_some();
+            let rest = match (has_set, tries.failed) {
+                (true, false) => times.refresh,
+                (true, true) => times.between.min(times.refresh),
+                (false, _) => times.first,
+            };
+            if let Some(begun) = tries.begun {
+                tokio::select! {
+                    () = sleep_until(begun + rest) => {}
+                    () = self.wanted.notified() => {
+                        let tries = *self.tries.borrow();
+                        if !self.is_due(&tries, Instant::now()) {
+                            continue;
+                        }
+                    }
+                }
+            }
+            self.fetch().await;
+        }
+    }
+
+    async fn fetch(&self) {
+        self.tries.send_modify(|tries| (tries.begun, tries.under_way) = (Some(Instant::now()), true));
+        let fetched = self.source.fetch().await.and_then(|text| parse(&text, &self.only));
+        let failed = fetched.is_err();
+        match fetched {
             Ok(keys) => {
                 tracing::debug!(token = self.name, keys = keys.len(), "keys of tokens fetched");
-                self.set.store(Some(Arc::new(Set { keys, fetched: Instant::now() })));
-                "ok"
+                self.set.store(Some(Arc::new(Set { keys })));
             }
             Err(why) => {
                 let kept = self.set.load().is_some();
-                tracing::warn!(token = self.name, why, kept, "keys of tokens could not be fetched");
-                "failed"
+                // Said once for each time that the source is away, and not for each of its tries.
+                match self.tries.borrow().failed {
+                    false => {
+                        tracing::warn!(token = self.name, why, kept, "keys of tokens could not be fetched")
+                    }
+                    true => {
+                        tracing::debug!(token = self.name, why, kept, "keys of tokens could not be fetched")
+                    }
+                }
             }
-        };
-        self.metrics.jwks_fetch(outcome);
+        }
+        self.metrics.jwks_fetch(if failed { "failed" } else { "ok" });
+        self.tries.send_modify(|tries| {
+            *tries = Tries { ended: tries.ended + 1, failed, under_way: false, ..*tries };
+        });
     }
 
-    fn is_due(&self, now: Instant, interval: Duration) -> bool {
-        let tried = *lock(&self.tried);
-        tried.is_none_or(|tried| now.saturating_duration_since(tried) >= interval)
+    /// Whether a fetch may begin for a key that is not in the set.
+    fn is_due(&self, tries: &Tries, now: Instant) -> bool {
+        let between = if self.set.load().is_some() { self.times.between } else { self.times.first };
+        tries.begun.is_none_or(|begun| now.saturating_duration_since(begun) >= between)
+    }
+
+    /// None that fits may be there.
+    fn find(&self, kid: Option<&str>, algorithm: Algorithm) -> Result<Vec<Key>, Wrong> {
+        let set = self.set.load_full();
+        let set = set.ok_or_else(|| Wrong::new("no_keys", "the set of keys could not be had yet"))?;
+        Ok(set.find(kid, algorithm))
     }
 }
 

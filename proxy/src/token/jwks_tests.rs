@@ -3,11 +3,12 @@
 use super::super::tests::{PS256, RS256, part, token};
 use super::super::{Proof, Verifier, Wrong};
 use super::*;
+use futures_util::FutureExt;
 use ring::rand::SystemRandom;
 use ring::signature::{Ed25519KeyPair, KeyPair};
 use serde_json::json;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::time::SystemTime;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpListener;
@@ -23,6 +24,7 @@ const RSA_JWK: &str = include_str!("testdata/rsa.jwk");
 struct Server {
     answer: Arc<Mutex<String>>,
     asked: Arc<AtomicUsize>,
+    silent: Arc<AtomicBool>,
 }
 
 impl Server {
@@ -60,6 +62,11 @@ impl Server {
         }
         assert!(head.starts_with(b"GET /keys HTTP/1.1\r\n"));
         self.asked.fetch_add(1, Relaxed);
+        if self.silent.load(Relaxed) {
+            // Until the one who asked has had enough.
+            let _gone = stream.read_u8().await;
+            return;
+        }
         let answer = self.answer.lock().unwrap().clone();
         let _gone = stream.write_all(answer.as_bytes()).await;
         let _gone = stream.shutdown().await;
@@ -107,13 +114,19 @@ async fn reason(verifier: &Verifier, token: &str) -> &'static str {
 
 /// As if the last try lay so far back.
 fn age(verifier: &Verifier, by: Duration) {
-    let jwks = verifier.jwks.as_ref().unwrap();
-    let mut tried = jwks.tried.lock().unwrap();
-    *tried = tried.map(|tried| tried - by);
-    if let Some(set) = jwks.set.load_full() {
-        let older = Set { keys: set.keys.clone(), fetched: set.fetched - by };
-        jwks.set.store(Some(Arc::new(older)));
-    }
+    let shared = &verifier.jwks.as_ref().unwrap().shared;
+    shared.tries.send_modify(|tries| tries.begun = tries.begun.map(|begun| begun - by));
+}
+
+/// As if the set had become old: returns when the fetch that follows has ended.
+async fn grown_old(verifier: &Verifier) {
+    let shared = verifier.jwks.as_ref().unwrap().shared.clone();
+    let mut tries = shared.tries.subscribe();
+    let before = tries.borrow_and_update().ended;
+    age(verifier, Duration::from_secs(3600));
+    shared.wanted.notify_one();
+    let ended = tries.wait_for(|tries| tries.ended > before);
+    timeout(Duration::from_secs(20), ended).await.unwrap().unwrap();
 }
 
 #[tokio::test]
@@ -180,8 +193,8 @@ async fn while_fetches_fail_the_old_set_stays_and_without_one_it_is_nobodys_faul
     server.say("500 Internal Server Error", "");
     let verifier = verifier(&conf(format!("http://{}/keys", server.serve(None).await)));
     assert_eq!(reason(&verifier, &key.token()).await, "no_keys");
-    age(&verifier, FIRST_INTERVAL);
     server.set(&json!({"keys": [key.jwk()]}));
+    grown_old(&verifier).await;
     assert_eq!(reason(&verifier, &key.token()).await, "good");
     let too_large = format!("{{\"keys\": [], \"x\": \"{}\"}}", "x".repeat(300 * 1024));
     for (status, body) in [
@@ -192,10 +205,44 @@ async fn while_fetches_fail_the_old_set_stays_and_without_one_it_is_nobodys_faul
         ("200 OK", &too_large),
     ] {
         server.say(status, body);
-        age(&verifier, Duration::from_secs(3600));
+        grown_old(&verifier).await;
         assert_eq!(reason(&verifier, &key.token()).await, "good", "{status} {:.20}", body);
     }
-    assert_eq!(server.asked.load(Relaxed), 7, "each of them was asked for");
+    assert!(server.asked.load(Relaxed) >= 7, "each of them was asked for");
+}
+
+/// With a source that takes connections and says nothing.
+#[tokio::test]
+async fn nobody_with_a_known_key_waits_and_of_the_others_only_so_many() {
+    let (key, other) = (Ed::new("a"), Ed::new("b"));
+    let server = Server::default();
+    server.set(&json!({"keys": [key.jwk()]}));
+    let verifier = verifier(&conf(format!("http://{}/keys", server.serve(None).await)));
+    assert_eq!(reason(&verifier, &key.token()).await, "good");
+    server.silent.store(true, Relaxed);
+    age(&verifier, Duration::from_secs(3600));
+    let unknown: Vec<_> = (0..MAX_WAITING + 50)
+        .map(|_| {
+            let (verifier, token) = (verifier.clone(), other.token());
+            tokio::spawn(async move { reason(&verifier, &token).await })
+        })
+        .collect();
+    let mut tries = verifier.jwks.as_ref().unwrap().shared.tries.subscribe();
+    tries.wait_for(|tries| tries.under_way).await.unwrap();
+    while unknown.iter().filter(|task| task.is_finished()).count() < 50 {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(unknown.iter().filter(|task| !task.is_finished()).count(), MAX_WAITING);
+    // Neither while it is asked in vain ...
+    assert_eq!(reason(&verifier, &key.token()).now_or_never(), Some("good"));
+    for task in unknown {
+        assert_eq!(task.await.unwrap(), "key");
+    }
+    // ... nor after it was, when nobody at all waits.
+    age(&verifier, Duration::from_secs(3600));
+    assert_eq!(reason(&verifier, &other.token()).now_or_never(), Some("key"));
+    assert_eq!(reason(&verifier, &key.token()).now_or_never(), Some("good"));
+    assert!(server.asked.load(Relaxed) <= 3, "a flood of unknown keys is no flood of fetches");
 }
 
 #[tokio::test]

@@ -125,6 +125,15 @@ fn bad_tokens() -> Vec<(&'static str, String, &'static str)> {
         ("no exp", without("exp"), "claims"),
         ("nbf ahead", with("nbf", json!(NOW + 1)), "not_yet"),
         ("iat no number", with("iat", json!({})), "claims"),
+        ("iat ahead", with("iat", json!(NOW + 1)), "not_yet"),
+        (
+            "nbf ahead and wrong aud",
+            hs256(SECRET, &json!({"aud": "x", "iss": "us", "nbf": NOW + 9, "exp": NOW + 60})),
+            "audience",
+        ),
+        ("crit that is null", header(json!({"alg": "HS256", "crit": null})), "malformed"),
+        ("crit that is empty", header(json!({"alg": "HS256", "crit": []})), "malformed"),
+        ("crit that is no list", header(json!({"alg": "HS256", "crit": "exp"})), "malformed"),
         ("wrong aud", with("aud", json!("other")), "audience"),
         ("aud list without us", with("aud", json!(["a", 1])), "audience"),
         ("no aud", without("aud"), "audience"),
@@ -148,7 +157,12 @@ async fn bad_tokens_are_refused_in_the_same_words() {
     for (name, token, expected) in bad_tokens() {
         assert_eq!(reason(&verifier, &token).await, expected, "{name}");
         let refused = verifier.verify(&mut head(&token), UNIX_EPOCH + Duration::from_secs(NOW)).await;
-        assert_eq!(refused, Err(Refused { status: 401, cause: "token", retry_after: None }), "{name}");
+        let cause = match expected {
+            "expired" => EXPIRED,
+            "not_yet" => NOT_YET,
+            _ => "token",
+        };
+        assert_eq!(refused, Err(Refused { status: 401, cause, retry_after: None }), "{name}");
     }
 }
 
@@ -212,6 +226,8 @@ async fn rotation_leeway_and_tokens_without_an_end() {
         (json!({"exp": NOW - 10}), "expired"),
         (json!({"nbf": NOW + 10}), "good"),
         (json!({"nbf": NOW + 11}), "not_yet"),
+        (json!({"iat": NOW + 10}), "good"),
+        (json!({"iat": NOW + 11}), "not_yet"),
         (json!({}), "good"),
         (json!({"exp": 1e300}), "good"),
     ] {
@@ -241,6 +257,14 @@ async fn claims_are_passed_on_and_the_token_in_the_query_is_not() {
     assert_eq!(head.headers["x-auth-subject"], "ann");
     assert_eq!(head.headers["x-auth-roles"], "[\"a\"]");
     assert_eq!(head.headers.len(), 2);
+    // Whom the server would not hear of is not let in as nobody.
+    for sub in [json!("ann\r\nX-Admin: 1"), json!(" ann"), json!(""), json!(null), json!("a\u{0}b")] {
+        let token = hs256(SECRET, &json!({"sub": sub, "exp": NOW + 60}));
+        let request = http::Request::get(format!("/ws?token={token}"));
+        let mut head = request.body(()).unwrap().into_parts().0;
+        let refused = verifier.verify(&mut head, UNIX_EPOCH + Duration::from_secs(NOW)).await;
+        assert_eq!(refused.unwrap_err().status, 401, "{sub}");
+    }
     let mut none = http::Request::get("/ws?token=").body(()).unwrap().into_parts().0;
     assert_eq!(verifier.verify(&mut none, SystemTime::now()).await.unwrap_err().status, 401);
     let good = verifier.metrics.tokens.get_or_create(&crate::metrics::Outcome { outcome: "good" }).get();

@@ -1,5 +1,5 @@
-//! A server's answer to a handshake: a switch of protocols, or an ordinary response that is read
-//! whole (up to a bound) so that it can be passed on.
+//! A server's answer to a handshake: a switch of protocols, or an ordinary response, whose body is read piece by
+//! piece so that it can be passed on as it comes.
 
 use crate::front::upgrade::tokens;
 use bytes::{Bytes, BytesMut};
@@ -13,12 +13,16 @@ use tokio::io::{AsyncRead, AsyncReadExt};
 /// Of a server's head.
 const MAX_HEAD: usize = 32 << 10;
 const MAX_HEADERS: usize = 128;
-/// Of the body of a refusal; such bodies are a page of text at most.
-const MAX_BODY: usize = 1 << 20;
+/// Read of a body at once.
+const PIECE: usize = 32 << 10;
 
 pub enum Answer {
-    Switch { headers: HeaderMap, rest: Bytes },
-    Plain(Response<Bytes>),
+    Switch {
+        headers: HeaderMap,
+        rest: Bytes,
+    },
+    /// Its body is still to come.
+    Plain(Response<Body>),
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -28,7 +32,7 @@ pub enum ReadError {
     TooLarge,
 }
 
-/// The caller sets the deadline.
+/// Up to the end of the head. The caller sets the deadline.
 pub async fn read<S: AsyncRead + Unpin>(server: &mut S) -> Result<Answer, ReadError> {
     let mut bytes = BytesMut::with_capacity(2048);
     loop {
@@ -49,11 +53,11 @@ pub async fn read<S: AsyncRead + Unpin>(server: &mut S) -> Result<Answer, ReadEr
                         return Ok(Answer::Switch { headers, rest: bytes.freeze() });
                     }
                     if !status.is_informational() {
-                        return plain(server, bytes, status, headers).await;
+                        return plain(bytes, status, headers);
                     }
                 }
             }
-            status => return plain(server, bytes, status, headers).await,
+            status => return plain(bytes, status, headers),
         }
     }
 }
@@ -118,73 +122,106 @@ fn parse(bytes: &[u8]) -> Result<Option<ParsedHead>, ReadError> {
     Ok(Some((status, headers, length)))
 }
 
-async fn plain<S: AsyncRead + Unpin>(
-    server: &mut S,
-    mut bytes: BytesMut,
-    status: StatusCode,
-    mut headers: HeaderMap,
-) -> Result<Answer, ReadError> {
-    let length = headers.get(CONTENT_LENGTH).map(|v| v.to_str().ok().and_then(|t| t.parse::<usize>().ok()));
-    let body = if matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED) {
-        Bytes::new()
+fn plain(bytes: BytesMut, status: StatusCode, mut headers: HeaderMap) -> Result<Answer, ReadError> {
+    let mut lengths = headers.get_all(CONTENT_LENGTH).iter();
+    let first = lengths.next().cloned();
+    if lengths.any(|other| Some(other) != first.as_ref()) {
+        return Err(ReadError::Malformed);
+    }
+    if let Some(first) = &first {
+        headers.insert(CONTENT_LENGTH, first.clone());
+    }
+    let length = first.map(|v| v.to_str().ok().and_then(|t| t.parse::<usize>().ok()));
+    let left = if matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED) {
+        Left::Length(0)
     } else if headers.contains_key(TRANSFER_ENCODING) {
-        chunks(server, bytes).await?
+        Left::Chunk(0, false)
     } else {
         match length {
             Some(None) => return Err(ReadError::Malformed),
-            Some(Some(length)) if length > MAX_BODY => return Err(ReadError::TooLarge),
-            Some(Some(length)) => {
-                while bytes.len() < length {
-                    fill(server, &mut bytes, MAX_BODY).await?;
-                }
-                bytes.split_to(length).freeze()
-            }
-            None => to_end(server, bytes).await?,
+            Some(Some(length)) => Left::Length(length),
+            None => Left::ToEnd,
         }
     };
+    if matches!(left, Left::Chunk(..)) {
+        headers.remove(CONTENT_LENGTH);
+    }
     headers.remove(TRANSFER_ENCODING);
-    let mut response = Response::new(body);
+    let mut response = Response::new(Body { bytes, left });
     *response.status_mut() = status;
     *response.headers_mut() = headers;
     Ok(Answer::Plain(response))
 }
 
-async fn to_end<S: AsyncRead + Unpin>(server: &mut S, mut bytes: BytesMut) -> Result<Bytes, ReadError> {
-    loop {
-        match fill(server, &mut bytes, MAX_BODY).await {
-            Ok(()) => {}
-            Err(ReadError::Closed) => return Ok(bytes.freeze()),
-            Err(error) => return Err(error),
-        }
-    }
+/// What is still to come of a refusal.
+#[derive(Debug)]
+pub struct Body {
+    /// Read, and not handed out.
+    bytes: BytesMut,
+    left: Left,
 }
 
-/// RFC 9112, 7.1; trailers are dropped.
-async fn chunks<S: AsyncRead + Unpin>(server: &mut S, mut bytes: BytesMut) -> Result<Bytes, ReadError> {
-    let mut body = BytesMut::new();
-    loop {
-        let (skip, size) = loop {
-            match httparse::parse_chunk_size(&bytes) {
-                Ok(httparse::Status::Complete(found)) => break found,
-                Ok(httparse::Status::Partial) => fill(server, &mut bytes, MAX_HEAD + MAX_BODY).await?,
-                Err(_) => return Err(ReadError::Malformed),
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Left {
+    Length(usize),
+    /// Of this chunk; after it, and before its end mark was read (true).
+    Chunk(usize, bool),
+    ToEnd,
+}
+
+impl Body {
+    /// The next piece, as it comes; `None`: the end. It may be dropped while it waits. The caller sets the deadline.
+    pub async fn next<S: AsyncRead + Unpin>(&mut self, server: &mut S) -> Result<Option<Bytes>, ReadError> {
+        loop {
+            let most = match self.left {
+                Left::Length(0) => return Ok(None),
+                Left::Length(left) => left,
+                Left::Chunk(0, mark) => match self.chunk(mark)? {
+                    Some(0) => return Ok(None),
+                    Some(size) => {
+                        self.left = Left::Chunk(size, true);
+                        size
+                    }
+                    None => {
+                        fill(server, &mut self.bytes, MAX_HEAD).await?;
+                        continue;
+                    }
+                },
+                Left::Chunk(left, _) => left,
+                Left::ToEnd => usize::MAX,
+            };
+            if self.bytes.is_empty() {
+                match (fill(server, &mut self.bytes, PIECE).await, self.left) {
+                    (Err(ReadError::Closed), Left::ToEnd) => return Ok(None),
+                    (read, _) => read?,
+                }
             }
-        };
-        let size = usize::try_from(size).map_err(|_| ReadError::TooLarge)?;
-        if body.len() + size.min(MAX_BODY + 1) > MAX_BODY {
-            return Err(ReadError::TooLarge);
+            let piece = self.bytes.split_to(self.bytes.len().min(most)).freeze();
+            match &mut self.left {
+                Left::Length(left) | Left::Chunk(left, _) => *left -= piece.len(),
+                Left::ToEnd => {}
+            }
+            return Ok(Some(piece));
         }
-        if size == 0 {
-            return Ok(body.freeze());
+    }
+
+    /// The size of the next chunk (RFC 9112, 7.1), behind the mark at the end of the one before; trailers are dropped.
+    fn chunk(&mut self, mark: bool) -> Result<Option<usize>, ReadError> {
+        let begins = if mark { 2 } else { 0 };
+        if self.bytes.len() <= begins {
+            return Ok(None);
         }
-        while bytes.len() < skip + size + 2 {
-            fill(server, &mut bytes, MAX_HEAD + MAX_BODY).await?;
-        }
-        body.extend_from_slice(&bytes[skip..skip + size]);
-        if &bytes[skip + size..skip + size + 2] != b"\r\n" {
+        if mark && &self.bytes[..2] != b"\r\n" {
             return Err(ReadError::Malformed);
         }
-        let _taken = bytes.split_to(skip + size + 2);
+        match httparse::parse_chunk_size(&self.bytes[begins..]) {
+            Ok(httparse::Status::Complete((skip, size))) => {
+                let _taken = self.bytes.split_to(begins + skip);
+                usize::try_from(size).map(Some).map_err(|_| ReadError::TooLarge)
+            }
+            Ok(httparse::Status::Partial) => Ok(None),
+            Err(_) => Err(ReadError::Malformed),
+        }
     }
 }
 
@@ -193,8 +230,16 @@ mod tests {
     use super::*;
 
     async fn body_of(text: &str) -> Result<(u16, String), ReadError> {
-        match read(&mut text.as_bytes()).await? {
-            Answer::Plain(r) => Ok((r.status().as_u16(), String::from_utf8(r.body().to_vec()).unwrap())),
+        let mut server = text.as_bytes();
+        match read(&mut server).await? {
+            Answer::Plain(r) => {
+                let (parts, mut body) = r.into_parts();
+                let mut whole = Vec::new();
+                while let Some(piece) = body.next(&mut server).await? {
+                    whole.extend_from_slice(&piece);
+                }
+                Ok((parts.status.as_u16(), String::from_utf8(whole).unwrap()))
+            }
             Answer::Switch { rest, .. } => Ok((101, String::from_utf8(rest.to_vec()).unwrap())),
         }
     }
@@ -212,10 +257,11 @@ mod tests {
             ),
             ("HTTP/1.0 500 E\r\n\r\nuntil the end", ok(500, "until the end")),
             ("HTTP/1.1 403 F\r\nContent-Length: 9\r\n\r\nno", Err(ReadError::Closed)),
-            ("HTTP/1.1 403 F\r\nContent-Length: 99999999\r\n\r\n", Err(ReadError::TooLarge)),
+            ("HTTP/1.1 403 F\r\nContent-Length: 2\r\nContent-Length: 2\r\n\r\nnoX", ok(403, "no")),
+            ("HTTP/1.1 403 F\r\nContent-Length: 2\r\nContent-Length: 3\r\n\r\nno", Err(ReadError::Malformed)),
             (
-                "HTTP/1.1 403 F\r\nTransfer-Encoding: chunked\r\n\r\nffffffffffffffff\r\n",
-                Err(ReadError::TooLarge),
+                "HTTP/1.1 403 F\r\nTransfer-Encoding: chunked\r\n\r\n1ffffffffffffffff\r\n",
+                Err(ReadError::Malformed),
             ),
             ("SSH-2.0-OpenSSH\r\n\r\n", Err(ReadError::Malformed)),
             ("", Err(ReadError::Closed)),

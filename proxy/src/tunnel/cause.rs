@@ -29,6 +29,8 @@ pub enum Cause {
     FrameSize,
     Rate,
     Protocol,
+    /// A message of the client's did not end in time.
+    Message,
     /// It was told to go.
     Drained,
 }
@@ -49,6 +51,7 @@ impl Cause {
             Cause::FrameSize => "frame_size",
             Cause::Rate => "rate",
             Cause::Protocol => "protocol",
+            Cause::Message => "message_timeout",
             Cause::Drained => "drained",
         }
     }
@@ -64,7 +67,7 @@ impl Cause {
         let client = match self {
             Cause::Drained | Cause::Age => SERVICE_RESTART,
             Cause::FrameSize => TOO_BIG,
-            Cause::Rate | Cause::Expired => POLICY,
+            Cause::Rate | Cause::Expired | Cause::Message => POLICY,
             Cause::Protocol => PROTOCOL_ERROR,
             Cause::ServerError => BAD_GATEWAY,
             _ => GOING_AWAY,
@@ -83,6 +86,7 @@ impl From<Why> for Cause {
             Why::Idle => Cause::Idle,
             Why::HalfClosed => Cause::HalfClosed,
             Why::NoPong => Cause::NoPong,
+            Why::Message => Cause::Message,
             Why::Age => Cause::Age,
             Why::Expired => Cause::Expired,
             Why::ClientStalled => Cause::ClientStalled,

@@ -19,6 +19,10 @@ pub struct Scanner {
     /// Payload of the frame under way that is still to come.
     left: u64,
     frames: u64,
+    /// Messages whose last frame has begun.
+    messages: u64,
+    /// A message has begun, and its last frame has not.
+    fragmented: bool,
     /// Of the first Close frame; 0: none was seen.
     close: u16,
     sender: Sender,
@@ -65,7 +69,7 @@ pub const MAX_CONTROL: usize = 125;
 
 impl Scanner {
     pub fn new(sender: Sender) -> Scanner {
-        Scanner { left: 0, frames: 0, close: 0, sender, lost: false }
+        Scanner { left: 0, frames: 0, messages: 0, fragmented: false, close: 0, sender, lost: false }
     }
 
     /// Looks at what follows on what it has seen. Says how many bytes it went over, and why no more.
@@ -98,6 +102,10 @@ impl Scanner {
             }
             if head.opcode == CLOSE && self.close == 0 {
                 self.close = head.close;
+            }
+            if head.opcode & 0x8 == 0 {
+                self.fragmented = !head.is_final;
+                self.messages += u64::from(head.is_final);
             }
             self.frames += 1;
             begun += 1;
@@ -141,6 +149,11 @@ impl Scanner {
         self.frames
     }
 
+    /// The number of the message that is under way, be it in the midst of a frame or between two.
+    pub fn message(&self) -> Option<u64> {
+        (self.fragmented || self.left > 0).then_some(self.messages + u64::from(self.fragmented))
+    }
+
     /// The code of the Close frame that was seen, 1005 if it had none.
     pub fn close(&self) -> Option<u16> {
         (self.close != 0).then_some(self.close)
@@ -149,6 +162,7 @@ impl Scanner {
 
 struct Head {
     opcode: u8,
+    is_final: bool,
     /// Of the header itself.
     length: usize,
     payload: u64,
@@ -193,7 +207,7 @@ fn head(bytes: &[u8], sender: Sender) -> Result<Option<Head>, Nonsense> {
     }
     let close = if opcode == CLOSE { close_code(bytes, length, payload, is_masked) } else { Some(0) };
     let Some(close) = close.filter(|_| bytes.len() >= length) else { return Ok(None) };
-    Ok(Some(Head { opcode, length, payload, close }))
+    Ok(Some(Head { opcode, is_final, length, payload, close }))
 }
 
 fn is_reserved(opcode: u8) -> bool {

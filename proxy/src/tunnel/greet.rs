@@ -8,13 +8,13 @@
 //! answers as if nothing of that kind had been asked is no node.
 
 use super::answer::{self, Answer, ReadError};
+use super::refusal::Refusal;
 use crate::access::Access;
 use crate::forward;
 use crate::front::upgrade::accept_for;
-use crate::upstream::attempt::{Attempt, Permit, blame};
+use crate::upstream::attempt::{Attempt, Permit, blame, no_sockets};
 use crate::upstream::{Exhausted, Plan, ServerStream};
 use bytes::Bytes;
-use http::Response;
 use http::header::SEC_WEBSOCKET_KEY;
 use http::request::Parts;
 use std::time::{Duration, Instant};
@@ -29,8 +29,8 @@ pub enum Greeted {
     /// It switched: the headers of its answer, its socket, what it sent right after, and the tunnel's
     /// place at the server.
     Accepted(http::HeaderMap, ServerStream, Bytes, Option<Permit>),
-    /// It gave an ordinary answer, to be passed on.
-    Refused(Response<Bytes>),
+    /// It gave an ordinary answer, to be passed on as it comes.
+    Refused(Refusal),
     /// There is no answer; what to tell the client, and why.
     Failed {
         status: u16,
@@ -70,6 +70,7 @@ async fn ask(plan: &mut Plan, head: &Parts, deadlines: Deadlines, access: &mut A
             Err(exhausted) => return unavailable(exhausted),
         };
         access.server = Some(attempt.name().clone());
+        access.moved = attempt.moved();
         match attempt.connect(deadlines.connect).await {
             Ok(server) => {
                 let of_session = access.transport() == Transport::WebTransport;
@@ -79,7 +80,7 @@ async fn ask(plan: &mut Plan, head: &Parts, deadlines: Deadlines, access: &mut A
                 Some(cause) => attempt.fail(Instant::now(), cause),
                 None => {
                     attempt.give_up();
-                    limited!(error, "out of sockets", %error, "cannot connect to any server: out of sockets or ports");
+                    no_sockets(&error);
                     return Greeted::Failed {
                         status: 503,
                         retry_after: Some(Duration::from_secs(1)),
@@ -108,11 +109,12 @@ async fn handshake(
         forward::write_request_to(attempt.server().entry.authority(), head, &mut request);
         server.write_all(&request).await.map_err(|_| ReadError::Closed)?;
         server.flush().await.map_err(|_| ReadError::Closed)?;
+        attempt.sent(Instant::now(), deadline, "handshake_timeout");
         answer::read(&mut server).await
     };
     let answer = match timeout(deadline, exchange).await {
         Err(_) => {
-            attempt.fail(Instant::now(), "handshake_timeout");
+            attempt.late(Instant::now());
             return failed(504, "handshake_timeout");
         }
         Ok(answer) => answer,
@@ -149,7 +151,9 @@ async fn handshake(
             );
             failed(502, "not_a_node")
         }
-        Ok(Answer::Plain(response)) => Greeted::Refused(response),
+        Ok(Answer::Plain(response)) => {
+            Greeted::Refused(Refusal::new(response, server, attempt.into_permit(), deadline))
+        }
     }
 }
 

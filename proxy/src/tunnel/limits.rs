@@ -48,6 +48,8 @@ pub struct Guard {
     max_frame: u64,
     bytes: Option<Bucket>,
     frames: Option<Bucket>,
+    /// Messages have a deadline.
+    timed: bool,
     over: Over,
     pings: bool,
     /// Of the ping that was sent last.
@@ -58,8 +60,13 @@ pub struct Guard {
 
 /// What of this concerns a session of WebTransport: its client sends no frames, and QUIC pings it.
 pub fn for_session(conf: &Arc<Tunnel>) -> Arc<Tunnel> {
-    let plain =
-        Tunnel { max_frame_size: 0, frames_rate: None, ping_interval: Duration::ZERO, ..(**conf).clone() };
+    let plain = Tunnel {
+        max_frame_size: 0,
+        message_timeout: Duration::ZERO,
+        frames_rate: None,
+        ping_interval: Duration::ZERO,
+        ..(**conf).clone()
+    };
     if plain == **conf { conf.clone() } else { Arc::new(plain) }
 }
 
@@ -95,6 +102,7 @@ impl Guard {
             max_frame: if conf.max_frame_size == 0 { u64::MAX } else { conf.max_frame_size as u64 },
             bytes: bucket(conf.bytes_rate as f64),
             frames: bucket(conf.frames_rate.map_or(0.0, |rate| rate.per_second)),
+            timed: !conf.message_timeout.is_zero(),
             over: conf.over,
             pings: !conf.ping_interval.is_zero(),
             pong: None,
@@ -106,7 +114,7 @@ impl Guard {
 
     /// Whether anything hangs on the client's frames being understood.
     fn limits(&self) -> bool {
-        self.max_frame != u64::MAX || self.bytes.is_some() || self.frames.is_some()
+        self.max_frame != u64::MAX || self.bytes.is_some() || self.frames.is_some() || self.timed
     }
 
     /// The answer to this ping is ours.

@@ -24,6 +24,8 @@ pub struct Seen {
     /// Bytes that the server and the client have taken; `None`: nothing waits for them.
     pub server_takes: Option<u64>,
     pub client_takes: Option<u64>,
+    /// The number of the client's message that is under way, and neither held up by us nor by the server.
+    pub message: Option<u64>,
     pub half_closed: bool,
     /// What it had sent waits for the other side, and it has closed or is reset meanwhile.
     pub client_left: bool,
@@ -36,6 +38,8 @@ pub enum Why {
     Idle,
     HalfClosed,
     NoPong,
+    /// A message took too long to end.
+    Message,
     Age,
     Expired,
     ClientStalled,
@@ -56,6 +60,7 @@ pub enum Look {
 pub struct Watch {
     moved: Mark,
     heard: Mark,
+    message: Mark,
     server_takes: Mark,
     client_takes: Mark,
     half_closed: bool,
@@ -89,6 +94,7 @@ impl Watch {
         Watch {
             moved: mark(seen.moved),
             heard: mark(seen.heard),
+            message: mark(seen.message.unwrap_or_default()),
             server_takes: mark(seen.server_takes.unwrap_or_default()),
             client_takes: mark(seen.client_takes.unwrap_or_default()),
             half_closed: seen.half_closed,
@@ -106,7 +112,8 @@ impl Watch {
 
     /// Whether a tunnel has something to be watched from its beginning.
     pub fn is_wanted(conf: &Tunnel) -> bool {
-        !(conf.idle_timeout.is_zero() && conf.ping_interval.is_zero() && conf.max_age.is_zero())
+        let times = [conf.idle_timeout, conf.ping_interval, conf.max_age, conf.message_timeout];
+        times.iter().any(|time| !time.is_zero())
     }
 
     /// A ping was sent.
@@ -139,6 +146,9 @@ impl Watch {
                 _ => next.within(conf.write_timeout.min(LOOKS * STUCK_LOOK)),
             }
         }
+        if self.is_endless(conf, seen.message, &mut next) {
+            return Look::End(Why::Message);
+        }
         if let Some(why) = self.silence(conf, seen, &mut next) {
             return Look::End(why);
         }
@@ -146,6 +156,20 @@ impl Watch {
             Some(Pings::Due) => Look::Ping(next.at.unwrap_or(now + conf.ping_timeout)),
             Some(Pings::Unanswered) => Look::End(Why::NoPong),
             None => next.at.map_or(Look::Rest, Look::Again),
+        }
+    }
+
+    fn is_endless(&mut self, conf: &Tunnel, message: Option<u64>, next: &mut Next) -> bool {
+        if conf.message_timeout.is_zero() {
+            return false;
+        }
+        next.within(conf.message_timeout);
+        match message {
+            Some(number) => self.message.still(number, next.now) >= conf.message_timeout,
+            None => {
+                self.message.since = next.now;
+                false
+            }
         }
     }
 
@@ -282,6 +306,25 @@ mod tests {
         // What waits for it comes first.
         let behind = |passed: Duration| Seen { client_takes: Some(passed.as_secs()), ..Seen::default() };
         assert!(run(&pings, 0.0, behind).2.is_empty());
+    }
+
+    #[test]
+    fn a_message_that_does_not_end_ends_it_and_many_messages_do_not() {
+        let timed = Tunnel { message_timeout: 20 * S, ..conf() };
+        let endless = |passed: Duration| Seen {
+            moved: passed.as_secs(),
+            message: (passed >= 40 * S).then_some(7),
+            ..Seen::default()
+        };
+        assert_eq!(run(&timed, 0.0, endless), (Look::End(Why::Message), 60 * S, vec![]));
+        let many = |passed: Duration| Seen { message: Some(passed.as_secs() / 15), ..Seen::default() };
+        assert!(run(&timed, 0.0, many).1 >= 1000 * S);
+        let held_up = |passed: Duration| Seen {
+            message: (!(passed.as_secs() / 15).is_multiple_of(2)).then_some(7),
+            ..Seen::default()
+        };
+        assert!(run(&timed, 0.0, held_up).1 >= 1000 * S);
+        assert_eq!(run(&conf(), 0.0, |_| Seen { message: Some(1), ..Seen::default() }).0, Look::Rest);
     }
 
     #[test]

@@ -65,16 +65,18 @@ impl Entry {
     }
 }
 
-/// A name with several addresses stands for as many servers; one with an address of each family is one
-/// server that can be reached both ways, by IPv4 first.
+/// A name with several addresses stands for as many servers; one with addresses of both families for servers that can
+/// be reached both ways, by IPv4 first. Which belong together is not told, so a family that has fewer stands beside
+/// several: each address is tried, however the others fare.
 pub fn group(found: &[IpAddr], port: u16) -> Vec<Address> {
     let at = |ip: &IpAddr| SocketAddr::new(*ip, port);
     let (v4, v6): (Vec<_>, Vec<_>) = found.iter().map(at).partition(SocketAddr::is_ipv4);
-    match (v4.len(), v6.len()) {
-        (1, 1) => vec![Address::Tcp(v4[0], Some(v6[0]))],
-        (0, _) => v6.into_iter().map(|addr| Address::Tcp(addr, None)).collect(),
-        _ => v4.into_iter().map(|addr| Address::Tcp(addr, None)).collect(),
+    if v4.is_empty() {
+        return v6.into_iter().map(|addr| Address::Tcp(addr, None)).collect();
     }
+    let beside = |n: usize| v6.get(n % v6.len().max(1)).copied();
+    let both = v4.iter().enumerate().map(|(n, addr)| Address::Tcp(*addr, beside(n)));
+    both.chain(v6.iter().skip(v4.len()).map(|addr| Address::Tcp(*addr, None))).collect()
 }
 
 impl fmt::Display for Address {
@@ -92,11 +94,14 @@ mod tests {
 
     #[test]
     fn names_with_both_families_are_one_server() {
-        let [a, b, c] = ["127.0.0.1", "::1", "127.0.0.2"].map(|ip| ip.parse::<IpAddr>().unwrap());
+        let [a, b, c, d] = ["127.0.0.1", "::1", "127.0.0.2", "::2"].map(|ip| ip.parse::<IpAddr>().unwrap());
         let at = |ip| SocketAddr::new(ip, 1);
-        assert_eq!(group(&[b, a], 1), [Address::Tcp(at(a), Some(at(b)))]);
-        assert_eq!(group(&[b, a, c], 1), [Address::Tcp(at(a), None), Address::Tcp(at(c), None)]);
-        assert_eq!(group(&[b], 1), [Address::Tcp(at(b), None)]);
+        let (one, both) = (|ip| Address::Tcp(at(ip), None), |v4, v6| Address::Tcp(at(v4), Some(at(v6))));
+        assert_eq!(group(&[b, a], 1), [both(a, b)]);
+        assert_eq!(group(&[b, a, c], 1), [both(a, b), both(c, b)]);
+        assert_eq!(group(&[b, a, d], 1), [both(a, b), one(d)]);
+        assert_eq!(group(&[b, d], 1), [one(b), one(d)]);
+        assert_eq!(group(&[a, c], 1), [one(a), one(c)]);
     }
 
     #[test]

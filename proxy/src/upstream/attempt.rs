@@ -1,12 +1,18 @@
 //! One try of a server, and what it holds there.
 
-use super::desk::Desk;
+use super::Upstream;
+use super::desk::{Desk, Inner};
+use super::probe;
 use super::server::{Server, Shared};
+use super::silence::Waiting;
 use super::stream::ServerStream;
+use crate::admit::key::Key;
 use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use weir_core::breaker::By;
+use weir_core::limited;
+use weir_core::sync::lock;
 
 /// What counts as a failure besides a server that cannot be reached.
 #[derive(Clone, Copy, Debug, Default)]
@@ -20,11 +26,19 @@ pub struct Judge {
 pub struct Permit {
     server: Arc<Shared>,
     desk: Arc<Desk>,
+    who: Option<Key>,
+    home: Option<u64>,
 }
 
 impl Drop for Permit {
     fn drop(&mut self) {
         self.server.leave();
+        if let Some(who) = self.who {
+            lock(&self.server.places).give(who, |held| held.open -= 1);
+        }
+        if let Some(home) = self.home {
+            self.desk.lock().homes.leave(home, Instant::now());
+        }
         self.desk.call();
     }
 }
@@ -33,54 +47,83 @@ impl Drop for Permit {
 struct Handshake {
     server: Arc<Shared>,
     desk: Arc<Desk>,
+    who: Option<Key>,
 }
 
 impl Drop for Handshake {
     fn drop(&mut self) {
         self.server.handshake_ends();
+        if let Some(who) = self.who {
+            lock(&self.server.places).give(who, |held| held.handshakes -= 1);
+        }
         self.desk.call();
     }
+}
+
+/// For whom an attempt is made.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Client {
+    /// Its address.
+    pub who: Option<Key>,
+    /// Its key, where it is to stay at its server.
+    pub home: Option<u64>,
+    /// It was sent elsewhere than its key says, because of load.
+    pub moved: bool,
 }
 
 /// A try of one server. Its outcome must be told; one that is dropped before (the client left)
 /// counts as never made.
 pub struct Attempt {
+    upstream: Arc<Upstream>,
     server: Arc<Server>,
-    judge: Judge,
+    client: Client,
     by: By,
     settled: bool,
     failed: bool,
     started: Instant,
     header: Option<Vec<u8>>,
+    /// Its place among those that wait for an answer.
+    waits: Option<u64>,
     handshake: Option<Handshake>,
     permit: Option<Permit>,
-    desk: Arc<Desk>,
 }
 
 impl Attempt {
     /// With the breaker's leave. To be called with the desk locked: nobody else is counted in between.
     pub fn new(
+        upstream: &Arc<Upstream>,
+        inner: &mut Inner,
         server: &Arc<Server>,
-        desk: &Arc<Desk>,
-        judge: Judge,
-        by: By,
-        header: Option<Vec<u8>>,
+        client: Client,
+        (by, header): (By, Option<Vec<u8>>),
         now: Instant,
     ) -> Attempt {
-        let shared = &server.shared;
+        let (shared, desk) = (&server.shared, &upstream.desk);
         shared.enter();
         shared.handshake_begins();
+        let who = client.who.filter(|_| upstream.settings.is_limited());
+        if let Some(who) = who {
+            lock(&shared.places).take(who, |held| {
+                held.open += 1;
+                held.handshakes += 1;
+            });
+        }
+        if let Some(home) = client.home {
+            inner.homes.enter(home, &shared.name, now);
+        }
+        let home = client.home;
         Attempt {
+            upstream: upstream.clone(),
             server: server.clone(),
-            judge,
+            client,
             by,
             settled: false,
             failed: false,
             started: now,
             header,
-            handshake: Some(Handshake { server: shared.clone(), desk: desk.clone() }),
-            permit: Some(Permit { server: shared.clone(), desk: desk.clone() }),
-            desk: desk.clone(),
+            waits: None,
+            handshake: Some(Handshake { server: shared.clone(), desk: desk.clone(), who }),
+            permit: Some(Permit { server: shared.clone(), desk: desk.clone(), who, home }),
         }
     }
 
@@ -98,6 +141,11 @@ impl Attempt {
         self.header.as_deref()
     }
 
+    /// How long connections to it are kept without a request. Zero: not.
+    pub fn keeps_connections(&self) -> Duration {
+        self.upstream.settings.keepalive_timeout
+    }
+
     pub fn has_failed(&self) -> bool {
         self.failed
     }
@@ -108,16 +156,51 @@ impl Attempt {
         opened.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
     }
 
+    /// It was sent elsewhere than its key says, because of load.
+    pub fn moved(&self) -> bool {
+        self.client.moved
+    }
+
     /// Others may begin their handshakes: this one's answer takes its time, and no work.
     pub fn begun(&mut self) {
         self.handshake = None;
+    }
+
+    /// The whole request was sent. Silence of this length is suspicious from here on.
+    pub fn sent(&mut self, now: Instant, patience: Duration, cause: &'static str) {
+        if self.settled {
+            return;
+        }
+        self.waits_no_more(now);
+        let waiting = Waiting { who: self.client.who, by: self.by, sent: now, patience, cause };
+        if let Some((id, begins)) = self.server.shared.waits(waiting) {
+            self.waits = Some(id);
+            if begins {
+                tokio::spawn(probe::watch(self.server.clone(), self.upstream.clone()));
+            }
+        }
+    }
+
+    /// Nothing came in time. Whether the server is to blame is found out without this request.
+    pub fn late(&mut self, now: Instant) {
+        if std::mem::replace(&mut self.settled, true) {
+            return;
+        }
+        (self.failed, self.handshake) = (true, None);
+        let waits = self.waits.take();
+        self.server.shared.was_late(waits, now);
+        if waits.is_none() {
+            self.server.shared.abandoned(self.by);
+        }
     }
 
     /// The server has answered a handshake; `None`: it closed, or made no sense.
     pub fn answered(&mut self, now: Instant, status: Option<u16>) {
         let took = now.saturating_duration_since(self.started);
         self.server.shared.answered_after(took);
-        if !self.judge.slow.is_zero() && took > self.judge.slow {
+        let slow = self.upstream.settings.judge.slow;
+        if !slow.is_zero() && took > slow {
+            self.heard(now, status);
             return self.fail(now, "slow_handshake");
         }
         self.judge(now, status);
@@ -126,9 +209,22 @@ impl Attempt {
     /// It is there and it talks. That an app closes on, or answers oddly to, what one client asks for
     /// must not take the server from everybody else; unless the conf says so.
     pub fn judge(&mut self, now: Instant, status: Option<u16>) {
+        self.heard(now, status);
         match status {
-            None | Some(500..) if self.judge.server_errors => self.fail(now, "server_error"),
+            None | Some(500..) if self.upstream.settings.judge.server_errors => {
+                self.fail(now, "server_error")
+            }
             _ => self.succeed(now),
+        }
+    }
+
+    /// A head shows that the server lives, to all that wait.
+    fn heard(&mut self, now: Instant, status: Option<u16>) {
+        if status.is_some() && !self.settled {
+            self.waits_no_more(now);
+            if self.server.shared.word(now) {
+                self.upstream.desk.call();
+            }
         }
     }
 
@@ -136,9 +232,10 @@ impl Attempt {
         if std::mem::replace(&mut self.settled, true) {
             return;
         }
+        self.waits_no_more(now);
         self.handshake = None;
         if self.server.shared.succeeded(now, self.by) {
-            self.desk.call();
+            self.upstream.desk.call();
         }
     }
 
@@ -147,17 +244,27 @@ impl Attempt {
         if std::mem::replace(&mut self.settled, true) {
             return;
         }
-        self.failed = true;
-        self.handshake = None;
+        self.waits_no_more(now);
+        (self.failed, self.handshake) = (true, None);
         self.server.shared.failed(now, self.by, cause);
     }
 
     /// Neither good nor bad: the outcome says nothing about the server.
     pub fn give_up(&mut self) {
         if !std::mem::replace(&mut self.settled, true) {
+            self.waits_no_more(Instant::now());
             self.server.shared.abandoned(self.by);
         }
         self.handshake = None;
+    }
+
+    /// Ends its waiting. What became of it meanwhile is no trial's outcome any more.
+    fn waits_no_more(&mut self, now: Instant) {
+        if let Some(id) = self.waits.take()
+            && self.server.shared.waits_no_more(id, now).is_none()
+        {
+            self.by = By::Anyone;
+        }
     }
 
     /// The place that its connection holds from here on.
@@ -172,20 +279,54 @@ impl Drop for Attempt {
     }
 }
 
+/// Says that this process or machine ran out of sockets.
+pub fn no_sockets(error: &dyn std::fmt::Display) {
+    limited!(error, "out of sockets", %error, "cannot connect to any server: out of descriptors or ports (LimitNOFILE)");
+}
+
 /// What a failed connect says: `Some` with the cause if it is the server's fault, `None` if
 /// this process or machine ran out of something.
 pub fn blame(error: &io::Error) -> Option<&'static str> {
     const ENFILE: i32 = 23;
     const EMFILE: i32 = 24;
     const EADDRNOTAVAIL: i32 = 99;
+    const ENOMEM: i32 = 12;
     const ENOBUFS: i32 = 105;
     match error.raw_os_error() {
-        Some(ENFILE | EMFILE | EADDRNOTAVAIL | ENOBUFS) => None,
+        Some(ENFILE | EMFILE | EADDRNOTAVAIL | ENOMEM | ENOBUFS) => None,
         _ => Some(match error.kind() {
             io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound => "refused",
             io::ErrorKind::TimedOut => "timeout",
             io::ErrorKind::InvalidData => "tls",
             _ => "error",
         }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_we_lack_is_no_servers_fault() {
+        use io::ErrorKind::{ConnectionRefused, InvalidData, NotFound, TimedOut};
+        // ENOMEM, ENFILE, EMFILE, EADDRNOTAVAIL, ENOBUFS.
+        for ours in [12, 23, 24, 99, 105] {
+            assert_eq!(blame(&io::Error::from_raw_os_error(ours)), None, "{ours}");
+        }
+        // ENETUNREACH, ECONNRESET, ETIMEDOUT, ECONNREFUSED, EHOSTUNREACH.
+        for (theirs, cause) in
+            [(101, "error"), (104, "error"), (110, "timeout"), (111, "refused"), (113, "error")]
+        {
+            assert_eq!(blame(&io::Error::from_raw_os_error(theirs)), Some(cause), "{theirs}");
+        }
+        for (kind, cause) in [
+            (ConnectionRefused, "refused"),
+            (NotFound, "refused"),
+            (TimedOut, "timeout"),
+            (InvalidData, "tls"),
+        ] {
+            assert_eq!(blame(&kind.into()), Some(cause));
+        }
     }
 }

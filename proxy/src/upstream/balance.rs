@@ -52,6 +52,7 @@ enum Way {
 }
 
 /// What one choice is made for.
+#[derive(Clone, Copy)]
 pub struct Choice<'a> {
     pub key: &'a [u8],
     /// 0: no bound.
@@ -178,7 +179,7 @@ impl Turns {
 }
 
 /// The same in every process and release: clients must find their server again.
-fn hash(bytes: &[u8]) -> u64 {
+pub fn hash(bytes: &[u8]) -> u64 {
     // FNV-1a, then mixed since its high bits are weak.
     mix(bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
         (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3)

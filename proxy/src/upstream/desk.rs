@@ -3,11 +3,13 @@
 
 use super::balance::Turns;
 use super::budget::Budget;
-use super::queue::{Full, Queue};
+use super::homes::Homes;
+use super::queue::{Full, Lane, Queue};
 use crate::metrics::{Metrics, QueueOutcome, UpstreamLabels};
 use prometheus_client::metrics::gauge::Gauge;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Instant;
 use tokio::sync::oneshot;
 use weir_core::sync::lock;
 
@@ -43,6 +45,8 @@ impl std::str::FromStr for State {
 pub struct Desk {
     upstream: Arc<str>,
     inner: Mutex<Inner>,
+    /// When it was last logged that somebody has his share of the places.
+    pub said: Mutex<Option<Instant>>,
     waiting: Gauge,
     metrics: Metrics,
 }
@@ -52,6 +56,8 @@ pub struct Inner {
     pub turns: Turns,
     pub queue: Queue,
     pub budget: Budget,
+    /// Where clients are, for those who would be moved because of load.
+    pub homes: Homes,
     /// By a server's name, or by its entry in the conf for all that it stands for.
     pub states: BTreeMap<String, State>,
 }
@@ -68,7 +74,8 @@ impl Inner {
 impl Desk {
     pub fn new(upstream: &str, metrics: &Metrics) -> Desk {
         let waiting = metrics.queue.get_or_create(&UpstreamLabels { upstream: upstream.into() }).clone();
-        Desk { upstream: upstream.into(), inner: Mutex::default(), waiting, metrics: metrics.clone() }
+        let (inner, said) = (Mutex::default(), Mutex::default());
+        Desk { upstream: upstream.into(), inner, said, waiting, metrics: metrics.clone() }
     }
 
     pub fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -80,7 +87,7 @@ impl Desk {
     pub fn call(&self) {
         let mut inner = self.lock();
         if inner.queue.len() > 0 {
-            inner.queue.call();
+            inner.queue.freed();
             self.show(&inner);
         }
     }
@@ -90,13 +97,14 @@ impl Desk {
         self: &Arc<Self>,
         inner: &mut Inner,
         waiter: &mut Option<Waiter>,
-        bound: usize,
+        (lane, tried): (Lane, bool),
+        (bound, share): (usize, f64),
     ) -> Result<(), Full> {
         match waiter {
-            Some(waiter) => waiter.called = inner.queue.rejoin(waiter.id),
+            Some(waiter) => waiter.called = inner.queue.rejoin(lane, waiter.id),
             None => {
-                let (id, called) = inner.queue.join(bound)?;
-                *waiter = Some(Waiter { desk: self.clone(), id, called, outcome: "left" });
+                let (id, called) = inner.queue.join((lane, tried), bound, share)?;
+                *waiter = Some(Waiter { desk: self.clone(), lane, id, called, outcome: "left" });
             }
         }
         self.show(inner);
@@ -116,6 +124,7 @@ impl Desk {
 /// A place in the queue. Dropped, it is free, and the next one's turn comes if this one had it.
 pub struct Waiter {
     desk: Arc<Desk>,
+    lane: Lane,
     id: u64,
     pub called: oneshot::Receiver<()>,
     /// `served`, `timeout`, `refused`; `left`: the client has gone.
@@ -125,9 +134,7 @@ pub struct Waiter {
 impl Drop for Waiter {
     fn drop(&mut self) {
         let mut inner = self.desk.lock();
-        if inner.queue.leave(self.id) {
-            inner.queue.call();
-        }
+        inner.queue.leave(self.lane, self.id);
         self.desk.show(&inner);
         drop(inner);
         self.desk.count(self.outcome);

@@ -9,6 +9,10 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 use tokio::task::JoinSet;
+use tokio::time::timeout;
+
+/// A start and a reload wait for lookups no longer than this; those that are late go on as if nothing was found.
+const AT_START: Duration = Duration::from_secs(3);
 
 /// What a lookup found, and until when that holds.
 #[derive(Clone, Debug)]
@@ -66,7 +70,10 @@ pub fn lookup_all(hosts: &[String], servers: &[SocketAddr]) -> io::Result<Vec<io
             let resolver = Arc::new(resolver(servers)?);
             let start = |host: &String| {
                 let (resolver, host) = (resolver.clone(), host.clone());
-                tokio::spawn(async move { lookup(&resolver, &host).await })
+                tokio::spawn(async move {
+                    let late = |_| Err(io::Error::other("no answer in time"));
+                    timeout(AT_START, lookup(&resolver, &host)).await.unwrap_or_else(late)
+                })
             };
             let under_way: Vec<_> = hosts.iter().map(start).collect();
             let mut found = Vec::with_capacity(hosts.len());

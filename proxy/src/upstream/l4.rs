@@ -1,8 +1,9 @@
-//! Pingora's way to a server, for plain requests: its own sockets and its pool where a connection may
-//! serve anybody; otherwise a connection of ours, which serves one request.
+//! Pingora's way to a server, for plain requests: its own sockets and its pool where a connection may serve anybody;
+//! otherwise a connection of ours, which serves one request, or one client (`upstream/bound.rs`).
 
 use super::address::Address;
-use super::attempt::Attempt;
+use super::attempt::{Attempt, blame};
+use super::bound::{self, Bound, Followed};
 use super::server::Server;
 use super::stream::ServerStream;
 use async_trait::async_trait;
@@ -15,33 +16,64 @@ use pingora_core::{Error, ErrorType, Result};
 use std::fmt;
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
-/// No two connections of ours are of one group, and none of theirs are of this one.
-static GROUP: AtomicU64 = AtomicU64::new(1);
+/// Where this attempt's request goes.
+pub struct Way<'a> {
+    pub connect: Duration,
+    /// A connection that was kept before will not do.
+    pub fresh: bool,
+    /// The client's own connections, and their group.
+    pub own: Option<(&'a Bound, u64)>,
+}
 
-/// Where this attempt's request goes. True: the connection must end with it.
-pub fn peer(attempt: &Attempt, connect: Duration) -> Result<(Box<HttpPeer>, bool)> {
+/// True: the connection must end with the request.
+pub fn peer(attempt: &Attempt, way: &Way<'_>) -> Result<(Box<HttpPeer>, bool)> {
     let server = attempt.server();
     let mut peer = match (&server.dial.address, server.dial.addr()) {
         (Address::Tcp(first, _), addr) => HttpPeer::new(addr.unwrap_or(*first), false, String::new()),
         (Address::Unix(path), _) => HttpPeer::new_uds(&path.to_string_lossy(), false, String::new())?,
     };
-    peer.options.connection_timeout = Some(connect);
-    let single = server.dial.tls.is_some() || attempt.header().is_some();
+    let keep = attempt.keeps_connections();
+    let tied = server.dial.tls.is_some() || (attempt.header().is_some() && way.own.is_none());
+    let single = tied || (way.own.is_none() && (way.fresh || keep.is_zero()));
+    let options = &mut peer.options;
+    options.connection_timeout = Some(way.connect);
+    options.idle_timeout = Some(keep);
+    if let Some((_, group)) = way.own {
+        peer.group_key = group;
+        // The client's connection has a time of its own, and this one closes with it.
+        options.idle_timeout = None;
+    }
     if single {
-        peer.options.total_connection_timeout = Some(connect);
-        peer.group_key = GROUP.fetch_add(1, Relaxed);
+        peer.group_key = bound::new_group();
+        options.idle_timeout = Some(Duration::ZERO);
+    }
+    let two_ways = matches!(server.dial.address, Address::Tcp(_, Some(_)));
+    if tied || two_ways || way.own.is_some() {
+        options.total_connection_timeout = Some(way.connect);
+        let followed = way.own.map(|(own, _)| own.follow());
+        options.tracer = followed.as_ref().map(Followed::tracer);
         let header = attempt.header().map(<[u8]>::to_vec);
-        peer.options.custom_l4 = Some(Arc::new(Ours { server: server.clone(), header }));
+        options.custom_l4 = Some(Arc::new(Ours { server: server.clone(), header, followed }));
     }
     Ok((Box::new(peer), single))
+}
+
+/// A failed connect that is no server's fault: this process or machine ran out of descriptors or ports. Pingora wraps
+/// what it says of that in other errors.
+pub fn is_our_lack(error: &Error) -> bool {
+    let says = error.root_cause().downcast_ref::<io::Error>();
+    let wraps = error.cause.as_ref().and_then(|cause| cause.downcast_ref::<Box<Error>>());
+    matches!(error.etype(), ErrorType::SocketError | ErrorType::BindError)
+        || says.is_some_and(|error| blame(error).is_none())
+        || wraps.is_some_and(|error| is_our_lack(error))
 }
 
 struct Ours {
     server: Arc<Server>,
     header: Option<Vec<u8>>,
+    followed: Option<Followed>,
 }
 
 impl fmt::Debug for Ours {
@@ -53,15 +85,20 @@ impl fmt::Debug for Ours {
 #[async_trait]
 impl Connect for Ours {
     async fn connect(&self, _: &SocketAddr) -> Result<Stream> {
-        match self.server.dial.open(self.header.as_deref()).await {
+        let opened = self.server.dial.open(self.header.as_deref()).await;
+        if let (Ok(stream), Some(followed)) = (&opened, &self.followed) {
+            followed.made(stream);
+        }
+        match opened {
             Ok(ServerStream::Tcp(tcp)) => Ok(tcp.into()),
             Ok(ServerStream::Unix(unix)) => Ok(unix.into()),
             Ok(tls) => Ok(VirtualSocketStream::new(Box::new(tls)).into()),
             Err(error) => {
-                let kind = match error.kind() {
-                    io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound => ErrorType::ConnectRefused,
-                    io::ErrorKind::InvalidData => ErrorType::TLSHandshakeFailure,
-                    _ => ErrorType::ConnectError,
+                let kind = match blame(&error) {
+                    None => ErrorType::SocketError,
+                    Some("refused") => ErrorType::ConnectRefused,
+                    Some("tls") => ErrorType::TLSHandshakeFailure,
+                    Some(_) => ErrorType::ConnectError,
                 };
                 Err(Error::because(kind, "cannot connect", error))
             }

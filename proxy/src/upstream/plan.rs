@@ -1,17 +1,20 @@
 //! The way of one request through the servers of its upstream: whom to try, how often, and whether to
 //! wait.
 
-use super::attempt::Attempt;
-use super::balance::{Candidate, Choice};
+use super::attempt::{Attempt, Client};
+use super::balance::{self, Candidate, Choice};
 use super::desk::{Inner, State, Waiter};
+use super::places::Held;
 use super::proxy_protocol::{self, Ends};
 use super::server::Server;
 use super::{Set, Upstream};
-use crate::metrics::UpstreamLabels;
+use crate::admit::key::{self, Key};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::time::timeout_at;
+use weir_conf::proxy::Balance;
 use weir_core::breaker;
+use weir_core::sync::lock;
 
 /// What the next client is told when every server was tried and none could be reached.
 const RETRY_UNREACHABLE: Duration = Duration::from_secs(1);
@@ -23,9 +26,11 @@ pub struct Plan {
     key: Vec<u8>,
     prefer: Option<Box<str>>,
     ends: Option<Ends>,
+    /// The client's address.
+    who: Option<Key>,
     tries_left: u32,
-    /// Failed for this request.
-    tried: Vec<Arc<str>>,
+    /// Failed for this request: servers, and the entries of the conf that they stand for.
+    tried: Vec<(Arc<str>, Arc<str>)>,
     begun: bool,
     soonest: Option<Duration>,
 }
@@ -47,6 +52,7 @@ impl Plan {
             key: key.to_vec(),
             prefer: prefer.map(Into::into),
             ends: None,
+            who: None,
             tries_left: upstream.settings.tries,
             tried: Vec::new(),
             begun: false,
@@ -54,8 +60,9 @@ impl Plan {
         }
     }
 
-    /// For whom the connection will be, where servers are to know.
+    /// For whom the connection will be; servers that are to know are told.
     pub fn on_behalf_of(mut self, ends: Ends) -> Plan {
+        self.who = Some(key::of_ip(ends.client.ip(), self.upstream.settings.ipv6_prefix));
         self.ends = Some(ends);
         self
     }
@@ -92,25 +99,28 @@ impl Plan {
         if !std::mem::replace(&mut self.begun, true) {
             inner.budget.request(now);
         }
-        if self.tries_left == 0 {
-            return Err(self.exhausted("unreachable"));
-        }
-        let (mut servers, full) = self.candidates(&set, &inner, now);
-        let lines_up = waiter.is_none() && settings.is_limited() && !inner.queue.is_idle();
+        let (mut servers, full, at_share) = self.candidates(&set, &inner, now);
+        let lines_up = waiter.is_none() && settings.is_limited() && inner.queue.lines_up(self.who);
         let mut paid = self.tried.is_empty();
-        while !lines_up && let Some(index) = self.choose(&set, &mut inner, &servers) {
+        while !lines_up && let Some((index, moved)) = self.choose(&set, &mut inner, &servers, now) {
             if !std::mem::replace(&mut paid, true) {
                 self.spend_retry(&mut inner, now)?;
             }
             let server = &set.servers[index];
             match server.shared.allow(settings.breaker, now).leave() {
                 Ok(by) => {
-                    self.tries_left -= 1;
-                    self.tried.push(server.shared.name.clone());
+                    let entry = &server.entry.text;
+                    // All addresses of a name are one try.
+                    self.tries_left -= u32::from(!self.has_tried(entry));
+                    self.tried.push((server.shared.name.clone(), entry.clone()));
                     let header =
                         settings.send_proxy_protocol.then(|| proxy_protocol::header(self.ends.as_ref()));
-                    let desk = &upstream.desk;
-                    return Ok(Some(Attempt::new(server, desk, settings.judge, by, header, now)));
+                    if moved {
+                        upstream.metrics.upstream_moves.get_or_create(&upstream.labels()).inc();
+                    }
+                    let client = Client { who: self.who, home: self.home(), moved };
+                    let how = (by, header);
+                    return Ok(Some(Attempt::new(&upstream, &mut inner, server, client, how, now)));
                 }
                 Err(wait) => {
                     self.soonest = Some(self.soonest.map_or(wait, |s| s.min(wait)));
@@ -122,7 +132,11 @@ impl Plan {
             let untried = if self.soonest.is_some() { "breakers_open" } else { "no_server" };
             return Err(self.exhausted(untried));
         }
-        match upstream.desk.wait(&mut inner, waiter, settings.queue) {
+        if at_share && waiter.is_none() {
+            upstream.holds_its_share();
+        }
+        let lane = (self.who, !lines_up);
+        match upstream.desk.wait(&mut inner, waiter, lane, (settings.queue, settings.share_per_ip)) {
             Ok(()) => Ok(None),
             Err(_) => {
                 drop(inner);
@@ -135,22 +149,30 @@ impl Plan {
     /// The attempt said nothing about its server (a kept connection had just been closed): it may be
     /// tried again.
     pub fn again(&mut self, server: &str) {
-        if self.tried.last().is_some_and(|last| **last == *server) {
-            self.tried.pop();
-            self.tries_left += 1;
+        if let Some((_, entry)) = self.tried.pop_if(|(last, _)| **last == *server) {
+            self.tries_left += u32::from(!self.has_tried(&entry));
         }
     }
 
-    /// And whether any is passed over for its limits alone.
-    fn candidates(&self, set: &Set, inner: &Inner, now: Instant) -> (Vec<Candidate>, bool) {
+    fn has_tried(&self, entry: &str) -> bool {
+        self.tried.iter().any(|(_, tried)| **tried == *entry)
+    }
+
+    /// And whether any is passed over for its limits alone, and for the share of this address in them.
+    fn candidates(&self, set: &Set, inner: &Inner, now: Instant) -> (Vec<Candidate>, bool, bool) {
         let settings = &self.upstream.settings;
-        let mut full = false;
+        let (mut full, mut at_any_share) = (false, false);
         let one = |server: &Arc<Server>| {
             let shared = &server.shared;
             let up = shared.is_healthy() && inner.state(&shared.name, &server.entry.text) == State::Up;
-            let tried = self.tried.contains(&shared.name);
-            let at_limit = settings.is_at_limit(shared.open(), shared.handshakes());
+            let spent = self.tries_left == 0 && !self.has_tried(&server.entry.text);
+            let tried = spent || self.tried.iter().any(|(name, _)| *name == shared.name);
+            let held = Held { open: shared.open(), handshakes: shared.handshakes() };
+            let whose = self.who.filter(|_| settings.is_limited());
+            let at_share = whose.is_some_and(|who| settings.is_at_share(lock(&shared.places).of(who)));
+            let at_limit = at_share || settings.is_at_limit(held);
             full |= up && !tried && at_limit;
+            at_any_share |= up && !tried && at_share;
             Candidate {
                 weight: server.entry.weight,
                 open: shared.open(),
@@ -159,26 +181,46 @@ impl Plan {
                 usable: up && !tried && !at_limit,
             }
         };
-        (set.servers.iter().map(one).collect(), full)
+        let servers = set.servers.iter().map(one).collect();
+        (servers, full, at_any_share)
     }
 
-    fn choose(&self, set: &Set, inner: &mut Inner, servers: &[Candidate]) -> Option<usize> {
-        let preferred = self.prefer.as_deref().and_then(|name| {
+    /// True: it is another one than the key says, because of load.
+    fn choose(
+        &self,
+        set: &Set,
+        inner: &mut Inner,
+        servers: &[Candidate],
+        now: Instant,
+    ) -> Option<(usize, bool)> {
+        let usable = |name: &str| {
             let is_it = |server: &Arc<Server>| *server.shared.name == *name;
             set.servers.iter().position(is_it).filter(|index| servers[*index].usable)
-        });
-        let choice = Choice {
-            key: &self.key,
-            load_factor: self.upstream.settings.load_factor,
-            chance: rand::random(),
         };
-        preferred.or_else(|| set.balance.choose(&mut inner.turns, &choice, servers))
+        let home = || self.home().and_then(|key| inner.homes.of(key, now)).and_then(|name| usable(name));
+        if let Some(index) = self.prefer.as_deref().and_then(usable).or_else(home) {
+            return Some((index, false));
+        }
+        let load_factor = self.upstream.settings.load_factor;
+        let choice = Choice { key: &self.key, load_factor, chance: rand::random() };
+        let index = set.balance.choose(&mut inner.turns, &choice, servers)?;
+        let unbounded = Choice { load_factor: 0.0, ..choice };
+        let moved = self.home().is_some()
+            && set.balance.choose(&mut inner.turns, &unbounded, servers).is_some_and(|first| first != index);
+        Some((index, moved))
+    }
+
+    /// Its key, where a bound on load could move it.
+    fn home(&self) -> Option<u64> {
+        let settings = &self.upstream.settings;
+        let by_key = matches!(settings.balance, Balance::Hash | Balance::Rendezvous);
+        (by_key && settings.load_factor > 0.0).then(|| balance::hash(&self.key))
     }
 
     fn spend_retry(&self, inner: &mut Inner, now: Instant) -> Result<(), Exhausted> {
         let metrics = &self.upstream.metrics;
-        let labels = UpstreamLabels { upstream: self.upstream.name.to_string() };
-        if inner.budget.retry(now, self.upstream.settings.retry_budget) {
+        let labels = self.upstream.labels();
+        if inner.budget.retry(now, self.upstream.settings.retry_budget, self.who) {
             metrics.retries.get_or_create(&labels).inc();
             return Ok(());
         }

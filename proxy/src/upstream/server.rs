@@ -2,6 +2,8 @@
 
 use super::address::Entry;
 use super::dial::Dial;
+use super::places::Places;
+use super::silence::{Look, Silence, Waiting, Watch};
 use crate::metrics::{Metrics, ServerLabels, UpstreamFailure};
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
@@ -9,6 +11,7 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, Instant};
+use tokio::sync::Notify;
 use weir_core::breaker::{Breaker, By, Settings, State, Verdict};
 use weir_core::sync::lock;
 
@@ -28,7 +31,12 @@ pub struct Shared {
     pub name: Arc<str>,
     open: AtomicUsize,
     handshakes: AtomicUsize,
+    /// What each address holds of these, where they have a limit.
+    pub places: Mutex<Places>,
     breaker: Mutex<Breaker>,
+    silence: Mutex<Silence>,
+    /// Somebody waits with less patience than the others.
+    pub sooner: Notify,
     /// By active checks.
     healthy: AtomicBool,
     /// Checks in a row that spoke against `healthy`.
@@ -77,7 +85,10 @@ impl Shared {
             name: key.1.clone(),
             open: AtomicUsize::new(0),
             handshakes: AtomicUsize::new(0),
+            places: Mutex::default(),
             breaker: Mutex::new(Breaker::new(breaker)),
+            silence: Mutex::default(),
+            sooner: Notify::new(),
             healthy: AtomicBool::new(true),
             against: AtomicUsize::new(0),
             came: Mutex::new(came),
@@ -231,6 +242,56 @@ impl Shared {
         lock(&self.breaker).abandon(by);
     }
 
+    /// A request waits for its answer. True: nobody looks after it yet.
+    pub fn waits(&self, waiting: Waiting) -> Option<(u64, bool)> {
+        let (id, watch) = lock(&self.silence).begin(waiting)?;
+        if watch == Watch::Sooner {
+            self.sooner.notify_one();
+        }
+        Some((id, watch == Watch::Begin))
+    }
+
+    /// It has ended without an answer. `None`: it was cleared or counted before, or will be.
+    pub fn waits_no_more(&self, id: u64, now: Instant) -> Option<By> {
+        lock(&self.silence).end(id, now)
+    }
+
+    pub fn asked(&self, at: Option<Instant>) {
+        lock(&self.silence).asked(at);
+    }
+
+    /// A head has come from it, or an answer to us: it lives, whatever others wait for. That is what trials were to
+    /// show, too.
+    pub fn word(&self, now: Instant) -> bool {
+        let cleared = lock(&self.silence).word();
+        let trials = cleared.into_iter().filter(|by| *by == By::Probe);
+        trials.fold(false, |closed, by| closed | self.succeeded(now, by))
+    }
+
+    /// Counts what silence says against it, and tells when to look again.
+    pub fn look(&self, now: Instant) -> Look {
+        let look = lock(&self.silence).look(now);
+        self.count(&look, now);
+        look
+    }
+
+    /// A request's time ran out, which alone says nothing of the server.
+    pub fn was_late(&self, id: Option<u64>, now: Instant) {
+        self.metrics.upstream_slow.get_or_create(&self.labels()).inc();
+        let Some(id) = id else { return };
+        let judged = {
+            let mut silence = lock(&self.silence);
+            silence.expire(id, now);
+            silence.judge(now)
+        };
+        self.count(&judged, now);
+    }
+
+    fn count(&self, look: &Look, now: Instant) {
+        look.failed.iter().for_each(|(by, cause)| self.failed(now, *by, cause));
+        look.dropped.iter().for_each(|by| self.abandoned(*by));
+    }
+
     fn show(&self) {
         self.figures.breaker.set(match self.breaker_state() {
             State::Closed => 0,
@@ -269,6 +330,7 @@ impl Drop for Shared {
         self.metrics.upstream_connections.remove(&labels);
         self.metrics.breaker_state.remove(&labels);
         self.metrics.upstream_healthy.remove(&labels);
+        self.metrics.upstream_slow.remove(&labels);
         self.metrics.upstream_handshakes.0.remove(&labels);
         let ServerLabels { upstream, server } = labels;
         for cause in CAUSES {

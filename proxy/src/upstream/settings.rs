@@ -1,10 +1,12 @@
 //! What the conf says of an upstream, ready for use.
 
 use super::attempt::Judge;
+use super::places::{self, Held};
 use super::tls;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
-use weir_conf::proxy::{Balance, Health};
+use weir_conf::proxy::{Balance, Check, Health};
 use weir_core::breaker::{Ratio, Settings as Breaker};
 
 /// Probes that must succeed until a breaker closes: one, then two at once, then four.
@@ -18,6 +20,9 @@ pub struct Settings {
     pub max_handshakes: usize,
     pub queue: usize,
     pub queue_timeout: Duration,
+    /// Of the places and of the queue, for one address.
+    pub share_per_ip: f64,
+    pub keepalive_timeout: Duration,
     pub retry_budget: f64,
     pub tries: u32,
     pub send_proxy_protocol: bool,
@@ -25,6 +30,9 @@ pub struct Settings {
     pub health: Option<Health>,
     pub breaker: Breaker,
     pub judge: Judge,
+    pub question: Arc<Question>,
+    /// Bits of an IPv6 address that make one client.
+    pub ipv6_prefix: u8,
     pub dns_servers: Vec<SocketAddr>,
     pub dns_ttl: (Duration, Duration),
 }
@@ -46,6 +54,8 @@ impl Settings {
             max_handshakes: of.max_handshakes,
             queue: of.queue,
             queue_timeout: of.queue_timeout,
+            share_per_ip: of.max_share_per_ip,
+            keepalive_timeout: of.keepalive_timeout,
             retry_budget: of.retry_budget,
             tries: conf.connect_tries.max(1),
             send_proxy_protocol: of.send_proxy_protocol,
@@ -61,6 +71,8 @@ impl Settings {
                 probes: PROBES,
             },
             judge: Judge { slow: breaker.slow_handshake, server_errors: breaker.server_errors },
+            question: Arc::new(Question::new(of)),
+            ipv6_prefix: conf.ipv6_prefix,
             dns_servers: conf.dns_servers.clone(),
             dns_ttl: (conf.dns_min_ttl, conf.dns_max_ttl),
         }
@@ -71,8 +83,41 @@ impl Settings {
     }
 
     /// Of one server.
-    pub fn is_at_limit(&self, open: usize, handshakes: usize) -> bool {
+    pub fn is_at_limit(&self, held: Held) -> bool {
         let reached = |count: usize, limit: usize| limit > 0 && count >= limit;
-        reached(open, self.max_connections) || reached(handshakes, self.max_handshakes)
+        reached(held.open, self.max_connections) || reached(held.handshakes, self.max_handshakes)
+    }
+
+    /// Of one server, by one address.
+    pub fn is_at_share(&self, held: Held) -> bool {
+        let reached =
+            |count: usize, limit: usize| limit > 0 && count >= places::share(limit, self.share_per_ip);
+        reached(held.open, self.max_connections) || reached(held.handshakes, self.max_handshakes)
+    }
+}
+
+/// What a server is asked by the proxy itself when it is suspected to hang: what its active checks ask for, or else
+/// `OPTIONS *`.
+#[derive(Debug)]
+pub struct Question {
+    path: Option<String>,
+    host: Option<String>,
+    pub proxy_protocol: bool,
+}
+
+impl Question {
+    fn new(of: &weir_conf::proxy::Upstream) -> Question {
+        let asks = of.health.as_ref().filter(|health| health.kind != Check::Tcp);
+        Question {
+            path: asks.map(|health| health.path.clone()),
+            host: asks.and_then(|health| health.host.clone()),
+            proxy_protocol: of.send_proxy_protocol,
+        }
+    }
+
+    pub fn text(&self, authority: &str) -> String {
+        let what = self.path.as_ref().map_or_else(|| "OPTIONS *".to_owned(), |path| format!("GET {path}"));
+        let host = self.host.as_deref().unwrap_or(authority);
+        format!("{what} HTTP/1.1\r\nHost: {host}\r\nUser-Agent: weir-probe\r\nConnection: close\r\n\r\n")
     }
 }

@@ -119,18 +119,143 @@ fn slow_and_bad_answers_count_where_the_conf_says_so() {
 
 #[test]
 fn open_connections_bound_the_load_until_they_end() {
-    let upstream = built(&with(Conf { balance: Balance::Hash, ..Conf::of(names(4)) }));
+    let upstream = built(&with(Conf { balance: Balance::Hash, load_factor: 1.25, ..Conf::of(names(4)) }));
     let now = Instant::now();
-    let mut held = Vec::new();
+    let (mut held, mut moved) = (Vec::new(), 0);
     for n in 1..=400 {
-        let mut attempt = first(&upstream, "the same for all", now).unwrap();
+        let mut attempt = first(&upstream, &format!("user-{n}"), now).unwrap();
+        moved += usize::from(attempt.moved());
         attempt.succeed(now);
         held.push(attempt.into_permit().unwrap());
         let most = upstream.status().iter().map(|s| s.open).max().unwrap();
         assert!(most as f64 <= (1.25 * f64::from(n) / 4.0).ceil().max(10.0), "{most} of {n}");
     }
+    assert!((1..200).contains(&moved), "{moved} of 400 were moved");
     drop(held);
     assert!(upstream.status().iter().all(|s| s.open == 0));
+}
+
+#[test]
+fn a_client_that_is_there_is_moved_by_no_load_and_one_that_comes_is_counted() {
+    for (load_factor, moves) in [(0.0, false), (1.25, true)] {
+        let upstream = built(&with(Conf { load_factor, ..Conf::of(names(2)) }));
+        let now = Instant::now();
+        let at_home = home(&upstream, now).unwrap();
+        let theirs: Vec<String> = (0..)
+            .map(|n| format!("user-{n}"))
+            .filter(|key| first(&upstream, key, now).unwrap().name() == &at_home)
+            .take(100)
+            .collect();
+        // All that were tried are known for a while.
+        let later = now + Duration::from_secs(3600);
+        let mut open = vec![first(&upstream, "key", later).unwrap()];
+        let mut moved = 0;
+        for key in &theirs {
+            let attempt = first(&upstream, key, later).unwrap();
+            assert_eq!(attempt.moved(), attempt.name() != &at_home, "{key}");
+            moved += usize::from(attempt.moved());
+            open.push(attempt);
+        }
+        assert_eq!(moved > 20, moves, "{moved} at {load_factor}");
+        assert_eq!(upstream.metrics.upstream_moves.get_or_create(&upstream.labels()).get(), moved as u64);
+        // Overloaded or not: its next requests go where its first is, also a while after that has ended.
+        for _ in 0..50 {
+            assert_eq!(home(&upstream, later).unwrap(), at_home);
+        }
+        open.remove(0);
+        assert_eq!(home(&upstream, later).unwrap(), at_home);
+        assert!(open.iter().all(|attempt| attempt.name() == &at_home) != moves);
+    }
+}
+
+fn ends(ip: &str) -> proxy_protocol::Ends {
+    let client = format!("{ip}:1").parse().unwrap();
+    proxy_protocol::Ends { client, local: client }
+}
+
+/// One that asks at this address.
+async fn of_address(upstream: &Arc<Upstream>, ip: &str) -> Result<Attempt, Exhausted> {
+    upstream.plan(b"key", None).on_behalf_of(ends(ip)).next().await
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_address_has_its_share_of_the_places_and_of_the_queue() {
+    let changes: [fn(&mut Conf); 2] = [|of| of.max_handshakes = 4, |of| of.max_connections = 4];
+    for change in changes {
+        let upstream = limited(|of| {
+            *of = Conf { queue: 10, ..Conf::of(names(1)) };
+            change(of);
+        });
+        let mut greedy = Vec::new();
+        for _ in 0..2 {
+            greedy.push(of_address(&upstream, "10.0.0.1").await.unwrap());
+        }
+        let mut waiting = tokio::task::JoinSet::new();
+        for _ in 0..20 {
+            let upstream = upstream.clone();
+            waiting.spawn(async move { of_address(&upstream, "10.0.0.1").await.map(|_| ()) });
+        }
+        tokio::task::yield_now().await;
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        let refused = std::iter::from_fn(|| waiting.try_join_next()).filter(|done| match done {
+            Ok(done) => done.is_err_and(|refused| refused.cause == "queue_full"),
+            Err(_) => false,
+        });
+        assert_eq!(refused.count(), 15, "half of the queue is theirs");
+        // Others find a place at once, and after two the places are used up.
+        let begun = tokio::time::Instant::now();
+        let others = [of_address(&upstream, "10.0.0.2").await, of_address(&upstream, "10.0.0.3").await];
+        assert!(others.iter().all(Result::is_ok) && begun.elapsed().is_zero());
+        let (fourth, upstream_too) = (upstream.clone(), upstream.clone());
+        let fourth = tokio::spawn(async move { of_address(&fourth, "10.0.0.4").await.map(|_| ()) });
+        tokio::task::yield_now().await;
+        assert!(!fourth.is_finished());
+        // The greedy one gives a place back: it is the turn of each address, not of four that came before.
+        drop(greedy.pop());
+        fourth.await.unwrap().unwrap();
+        drop((greedy, others));
+        while let Some(done) = waiting.join_next().await {
+            done.unwrap().unwrap();
+        }
+        assert!(upstream_too.desk.lock().queue.is_idle());
+    }
+}
+
+#[test]
+fn a_name_that_is_not_found_has_no_servers_until_it_is() {
+    let conf = Proxy {
+        dns_servers: vec!["127.0.0.1:1".parse().unwrap()],
+        ..with(Conf::of(["nowhere.invalid:1", "10.0.0.1:1"]))
+    };
+    let upstream = built(&conf);
+    let names = || upstream.status().into_iter().map(|s| s.name.to_string()).collect::<Vec<_>>();
+    assert_eq!(names(), ["10.0.0.1:1"]);
+    let now = Instant::now();
+    assert!(upstream.next_lookup() <= now + AGAIN);
+    let addrs = vec!["10.1.1.1".parse().unwrap()];
+    upstream.looked_up("nowhere.invalid", Ok(Found { addrs, until: now }), now);
+    assert_eq!(names(), ["10.0.0.1:1", "10.1.1.1:1"]);
+}
+
+#[test]
+fn all_addresses_of_a_name_are_one_try() {
+    let conf = Proxy { connect_tries: 1, ..with(Conf::of(["localhost:1", "10.0.0.1:1"])) };
+    let upstream = built(&conf);
+    let now = Instant::now();
+    let addrs = (1..=6).map(|n| std::net::IpAddr::from([10, 1, 1, n])).collect();
+    upstream.looked_up("localhost", Ok(Found { addrs, until: now + Duration::from_secs(60) }), now);
+    let key = (0..)
+        .map(|n| format!("user-{n}"))
+        .find(|key| !first(&upstream, key, now).unwrap().name().starts_with("10.0"))
+        .unwrap();
+    let mut plan = upstream.plan(key.as_bytes(), None);
+    let mut seen = BTreeSet::new();
+    while let Ok(Some(mut attempt)) = plan.pick(now, &mut None) {
+        seen.insert(attempt.name().to_string());
+        attempt.fail(now, "refused");
+    }
+    assert_eq!(seen.len(), 6, "{seen:?}");
+    assert!(seen.iter().all(|name| name.starts_with("10.1.1.")));
 }
 
 #[test]

@@ -58,6 +58,42 @@ async fn socket_io_app_in_two_processes() {
     assert_ran(&suite("Socket.IO", &mut command).await, 6);
 }
 
+/// README's example as it stands, all defaults: an office of one address in front of two processes of a Socket.IO app.
+#[tokio::test]
+async fn socket_io_from_an_office_of_one_address() {
+    let (_ports, addrs) = echo::ports(2);
+    let mut apps = Vec::new();
+    for (addr, name) in addrs.iter().zip(["a", "b"]) {
+        let mut command = node("socketio-app.js", *addr);
+        command.arg(name);
+        apps.push(start(command, *addr).await);
+    }
+    let readme = std::fs::read_to_string(repo().join("README.md")).unwrap();
+    let example = readme.split("```toml\n").skip(1).map(|block| block.split("```").next().unwrap());
+    let example =
+        example.into_iter().find(|block| block.starts_with("roles = [\"proxy\"]")).expect("an example");
+    let servers: Vec<_> = addrs.iter().map(|s| format!("\"{s}\"")).collect();
+    let listen = Port::free();
+    let _proxy = Spec::text("readme", example)
+        .set("proxy.upstream.app.servers", format!("[{}]", servers.join(", ")))
+        .start(&[("proxy.listen", &listen)])
+        .await;
+    let mut command = node_tests("office.test.js");
+    command.env("WEIR_PROXY", format!("http://{listen}"));
+    assert_ran(&suite("Socket.IO office", &mut command).await, 1);
+}
+
+/// Node's own server with a keep-alive of a moment: closing connections are met, and nobody notices.
+#[tokio::test]
+async fn a_server_with_a_short_keep_alive() {
+    let (_ports, addrs) = echo::ports(1);
+    let listen = Port::free();
+    let _proxy = proxy(Spec::shipped("app", "conf/app.toml"), &listen, &addrs).await;
+    let mut command = node_tests("keepalive.test.js");
+    command.env("WEIR_PROXY", format!("http://{listen}")).env("WEIR_APP_PORT", addrs[0].port().to_string());
+    assert_ran(&suite("keep-alive", &mut command).await, 2);
+}
+
 /// One app of Node, one suite of published clients, and the conf as it ships.
 async fn node_app(app: &str, tests: &str, least: usize) {
     let (_ports, addrs) = echo::ports(1);

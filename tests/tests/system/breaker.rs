@@ -103,3 +103,17 @@ async fn a_server_that_hangs_is_given_up_in_time_then_left_alone() {
     assert_eq!((late, served), (3, 57), "clients that met the server that hangs, and others");
     holding.abort();
 }
+
+/// All defaults, two servers: one address asks for slow and endless URLs on every path, and nobody else's request
+/// fails; a server that is stopped is out in time, whoever asks for what. The script is the measurement, too.
+#[tokio::test]
+async fn one_client_takes_no_server_from_others() {
+    let script = conf::repo().join("tests/benches/spend.py");
+    let mut command = tokio::process::Command::new("python3");
+    command.arg(script).arg("--weir").arg(weir_tests::process::binary()).args(["--seconds", "10", "--quick"]);
+    let done = tokio::time::timeout(Duration::from_secs(240), command.kill_on_drop(true).output()).await;
+    let done = done.expect("it ends").expect("python3 runs");
+    let said = String::from_utf8_lossy(&done.stdout);
+    assert!(done.status.success(), "{said}\n{}", String::from_utf8_lossy(&done.stderr));
+    assert!(said.contains("all held"), "{said}");
+}

@@ -3,11 +3,10 @@
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use clap::{Args, Subcommand};
-use std::fs::{OpenOptions, Permissions};
 use std::io::{self, Write};
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use weir_core::private;
 use weir_proxy::{MAX_PINNED_DAYS, SelfSigned, self_signed};
 
 #[derive(Args)]
@@ -77,16 +76,13 @@ fn write(args: &SelfSignedArgs) -> Result<String, String> {
     Ok(report(args, &cert, &key, &made))
 }
 
-/// Nobody else may read the key at any moment, and a file that came meanwhile is not overwritten.
+/// Nobody else may read the key at any moment, be it by a file that was open before, and a file that came meanwhile
+/// is not overwritten.
 fn put(file: &Path, text: &str, mode: u32, force: bool) -> io::Result<()> {
-    let mut options = OpenOptions::new();
-    options.write(true).mode(mode);
-    let mut opened = match force {
-        true => options.create(true).truncate(true).open(file)?,
-        false => options.create_new(true).open(file)?,
-    };
-    opened.set_permissions(Permissions::from_mode(mode))?;
-    opened.write_all(text.as_bytes())
+    if !force {
+        private::options().write(true).create_new(true).open(file)?;
+    }
+    private::replace(file, text.as_bytes(), mode)
 }
 
 fn report(args: &SelfSignedArgs, cert: &Path, key: &Path, made: &SelfSigned) -> String {
@@ -135,6 +131,8 @@ fn report(args: &SelfSignedArgs, cert: &Path, key: &Path, made: &SelfSigned) -> 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::fs::Permissions;
+    use std::os::unix::fs::PermissionsExt;
 
     fn args(out: &Path) -> SelfSignedArgs {
         let names = vec!["a.example".to_owned(), "127.0.0.1".to_owned()];

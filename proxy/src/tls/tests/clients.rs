@@ -139,6 +139,13 @@ fn what_servers_are_told_is_printable_and_whole() {
         params.subject_alt_names = (0..100).map(name).collect();
     };
     assert_eq!(of(&many), None);
+    // Names of other kinds are told as well as they can be, and none is left out.
+    let other = |params: &mut CertificateParams| {
+        let upn = rcgen::OtherNameValue::Utf8String("ann@corp.example".to_owned());
+        params.subject_alt_names = vec![SanType::OtherName((vec![1, 3, 6, 1, 4, 1, 311, 20, 2, 3], upn))];
+    };
+    let told = of(&other).unwrap().names;
+    assert!(told.starts_with("otherName:1.3.6.1.4.1.311.20.2.3=#"), "{told}");
     assert_eq!(ClientCert::of(&[]), None);
 }
 
