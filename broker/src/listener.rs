@@ -25,6 +25,7 @@ use tokio::time::{Instant, sleep, timeout, timeout_at};
 use weir_core::backoff::Backoff;
 use weir_core::drain::Drain;
 use weir_core::limited;
+use weir_core::net::listen;
 use weir_core::unproven::{Place, Room, Unproven};
 use weir_wire::mesh::Opening;
 use weir_wire::peer::{Bye, Challenge, FromBroker, FromNode, HELLO_SIZE, Hello, NAME_SIZE, NODE_PROOF};
@@ -56,8 +57,7 @@ impl Listener {
         if conf.secret.is_empty() && tls.is_none() && !addr.ip().is_loopback() {
             return Err(BindError::SecretNeeded(addr));
         }
-        let bound = std::net::TcpListener::bind(addr).and_then(|socket| {
-            socket.set_nonblocking(true)?;
+        let bound = listen(addr, None).and_then(|socket| {
             Ok(Listener { addr: socket.local_addr()?, socket, tls, known: Known::new(&conf.peers) })
         });
         bound.map_err(|source| BindError::Listen { addr, source })

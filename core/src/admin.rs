@@ -55,11 +55,7 @@ pub struct Admin {
 impl Admin {
     /// `inherited` is a predecessor's socket, in place of a new one.
     pub fn bind(conf: &Conf, inherited: Option<std::net::TcpListener>) -> io::Result<Admin> {
-        let listener = match inherited {
-            Some(listener) => listener,
-            None => std::net::TcpListener::bind(conf.listen)?,
-        };
-        listener.set_nonblocking(true)?;
+        let listener = crate::net::listen(conf.listen, inherited)?;
         Ok(Admin {
             listener: TcpListener::from_std(listener)?,
             token: conf.token.clone(),

@@ -3,6 +3,7 @@
 use socket2::{Domain, SockRef, Socket, Type};
 use std::io;
 use std::net::{SocketAddr, TcpListener};
+use std::os::fd::AsFd;
 
 /// So many connections may wait to be accepted; the kernel allows `net.core.somaxconn` of them at most. The
 /// standard library's 128 are gone when a few hundred clients come at once, and each that finds no room
@@ -11,22 +12,67 @@ pub const BACKLOG: i32 = 4096;
 
 /// A non-blocking listener on this address; `inherited` from a predecessor, which may have asked for less.
 pub fn listen(addr: SocketAddr, inherited: Option<TcpListener>) -> io::Result<TcpListener> {
-    let listener = match inherited {
+    match inherited {
         Some(listener) => {
             SockRef::from(&listener).listen(BACKLOG)?;
-            listener
+            listener.set_nonblocking(true)?;
+            Ok(listener)
         }
-        None => {
-            let socket = Socket::new(Domain::for_address(addr), Type::STREAM, None)?;
-            // As the standard library does: or else a restart waits for old connections to time out.
-            socket.set_reuse_address(true)?;
-            socket.bind(&addr.into())?;
-            socket.listen(BACKLOG)?;
-            socket.into()
+        None => bind(addr, Family::Both, false),
+    }
+}
+
+/// Whose connections a socket on `[::]` takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Family {
+    /// Those of IPv4, too.
+    Both,
+    /// There is a socket for IPv4 on the same port.
+    V6,
+}
+
+impl Family {
+    /// For a socket at `addr`, of which the others of this process are at `all`. Only `[::]` is asked.
+    pub fn at(addr: SocketAddr, all: impl IntoIterator<Item = SocketAddr>) -> Family {
+        let beside = |other: SocketAddr| other.is_ipv4() && other.port() == addr.port();
+        match is_dual(addr) && addr.port() != 0 && all.into_iter().any(beside) {
+            true => Family::V6,
+            false => Family::Both,
         }
-    };
-    listener.set_nonblocking(true)?;
-    Ok(listener)
+    }
+
+    /// Of a socket; `None`: it is not at `[::]`.
+    pub fn of<'a, S: AsFd>(socket: &'a S, at: SocketAddr) -> Option<Family> {
+        let only_v6 = SockRef::from(socket).only_v6().ok().filter(|_| is_dual(at))?;
+        Some(if only_v6 { Family::V6 } else { Family::Both })
+    }
+}
+
+fn is_dual(addr: SocketAddr) -> bool {
+    addr.is_ipv6() && addr.ip().is_unspecified()
+}
+
+/// A new listener. `beside`: one of ours that goes has a part of this address still; see [`share`].
+pub fn bind(addr: SocketAddr, family: Family, beside: bool) -> io::Result<TcpListener> {
+    let socket = Socket::new(Domain::for_address(addr), Type::STREAM, None)?;
+    // As the standard library does: or else a restart waits for old connections to time out.
+    socket.set_reuse_address(true)?;
+    if is_dual(addr) {
+        socket.set_only_v6(family == Family::V6)?;
+    }
+    socket.set_reuse_port(beside)?;
+    socket.bind(&addr.into())?;
+    socket.listen(BACKLOG)?;
+    // Nobody else's is to come beside it.
+    socket.set_reuse_port(false)?;
+    socket.set_nonblocking(true)?;
+    Ok(socket.into())
+}
+
+/// Lets a socket of this process come beside this one, which is to be closed then: `[::]` cannot be made narrower or
+/// wider once it is bound.
+pub fn share(listener: &TcpListener) -> io::Result<()> {
+    SockRef::from(listener).set_reuse_port(true)
 }
 
 #[cfg(test)]
@@ -58,5 +104,32 @@ mod tests {
         let first = listen("127.0.0.1:0".parse().unwrap(), None).unwrap();
         let again = listen(first.local_addr().unwrap(), None);
         assert_eq!(again.unwrap_err().kind(), io::ErrorKind::AddrInUse);
+    }
+
+    fn answers(to: &str, port: u16) -> bool {
+        std::net::TcpStream::connect((to, port)).is_ok()
+    }
+
+    #[test]
+    fn both_families_have_a_socket_each_or_one_has_both() {
+        let dual = listen("[::]:0".parse().unwrap(), None).unwrap();
+        let port = dual.local_addr().unwrap().port();
+        assert!(answers("127.0.0.1", port) && answers("::1", port));
+        let (v4, v6) = (format!("0.0.0.0:{port}").parse().unwrap(), format!("[::]:{port}").parse().unwrap());
+        assert_eq!(Family::of(&dual, v6), Some(Family::Both));
+        assert_eq!((Family::at(v6, [v4, v6]), Family::at(v6, [v6])), (Family::V6, Family::Both));
+        // As a stranger would come; as one of ours does, and back again.
+        assert_eq!(bind(v4, Family::Both, false).unwrap_err().kind(), io::ErrorKind::AddrInUse);
+        share(&dual).unwrap();
+        let two = [bind(v4, Family::Both, true).unwrap(), bind(v6, Family::V6, true).unwrap()];
+        drop(dual);
+        assert!(answers("127.0.0.1", port) && answers("::1", port));
+        assert_eq!(bind(v6, Family::V6, false).unwrap_err().kind(), io::ErrorKind::AddrInUse);
+        two.iter().for_each(|socket| share(socket).unwrap());
+        let dual = bind(v6, Family::Both, true).unwrap();
+        drop(two);
+        assert!(answers("127.0.0.1", port) && answers("::1", port));
+        drop(dual);
+        assert!(!answers("127.0.0.1", port) && !answers("::1", port));
     }
 }

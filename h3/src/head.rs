@@ -3,7 +3,7 @@
 mod request;
 mod response;
 
-pub use request::{decode_request, encode_request};
+pub use request::{decode_request, encode_request, escaped};
 pub use response::{decode_response, decode_trailers, encode_response, encode_trailers};
 
 use crate::Error;

@@ -18,6 +18,7 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 use weir_core::backoff::Backoff;
+use weir_core::limited;
 
 const QUEUE: usize = 4096;
 /// Calls to the bus at once.
@@ -124,7 +125,7 @@ async fn leave(hub: Arc<Hub>, channel: Arc<str>, client: Arc<str>) {
         match bus.leave(channel.to_string(), client.to_string()).await {
             Ok(()) => return,
             Err(error) if Instant::now() >= until => {
-                tracing::warn!(channel = &*channel, %error, "could not end a membership");
+                limited!(warn, "could not end a membership", channel = &*channel, %error, "could not end a membership");
                 hub.metrics.leaves_lost.inc();
                 return;
             }

@@ -23,8 +23,6 @@ use crate::token::Verifier;
 use budget::{Budget, Slot};
 use counts::{Counts, KeyPlace, Place, Tallied, Tally};
 use gate::{Gate, RouteState};
-use http::HeaderMap;
-use http::header::HeaderName;
 use key::Key;
 use prometheus_client::metrics::gauge::Gauge;
 use rates::{Quota, Rates};
@@ -59,8 +57,6 @@ pub struct Admit {
     budget: Option<Arc<Budget>>,
     tokens: BTreeMap<String, Arc<Verifier>>,
     routes: HashMap<String, Arc<RouteState>>,
-    /// Headers with claims, which no client may set.
-    claim_headers: Vec<HeaderName>,
 }
 
 /// Numbers of the conf, lowered where the process has too few descriptors for them. 0: no limit.
@@ -156,7 +152,6 @@ impl Admit {
             ),
             budget: same_budget.cloned().or_else(|| Budget::new(conf.admission, now).map(Arc::new)),
             routes: routes.collect(),
-            claim_headers: tokens.values().flat_map(|token| token.claim_headers()).cloned().collect(),
             lasting,
             tokens,
         })
@@ -233,22 +228,6 @@ impl Admit {
     /// Leave to answer a refused connection with patience.
     pub fn linger(&self) -> Option<Tallied> {
         self.lasting.lingering.place(MAX_LINGERING).ok().flatten()
-    }
-
-    /// Throws away what a client sent under the names of headers with claims, in their disguises too:
-    /// CGI, WSGI and their like turn `-` and `_` into the same variable.
-    pub fn drop_claims(&self, headers: &mut HeaderMap) {
-        if self.claim_headers.is_empty() {
-            return;
-        }
-        let forged = |name: &HeaderName| {
-            let plain = name.as_str().replace('_', "-");
-            self.claim_headers.iter().any(|claim| claim.as_str() == plain)
-        };
-        let names: Vec<HeaderName> = headers.keys().filter(|name| forged(name)).cloned().collect();
-        for name in names {
-            headers.remove(name);
-        }
     }
 
     /// Forgets addresses and keys that have no debt. To be called every few seconds.

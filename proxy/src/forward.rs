@@ -2,9 +2,10 @@
 //! written anew as HTTP/1.1. Pure.
 
 use crate::front::upgrade::tokens;
+use crate::guarded::Guarded;
 use http::header::{CONNECTION, CONTENT_LENGTH, HOST, HeaderName, HeaderValue, TRANSFER_ENCODING, UPGRADE};
 use http::request::Parts;
-use http::{HeaderMap, Version};
+use http::{HeaderMap, StatusCode, Version};
 use std::io::Write;
 use std::net::IpAddr;
 use weir_conf::proxy::HostHeader;
@@ -22,8 +23,6 @@ const HOP_BY_HOP: [&str; 7] = [
     "http2-settings",
 ];
 
-/// Told by whoever was in front, believed only if he is trusted.
-const HEARSAY: [&str; 4] = [FORWARDED, "x-real-ip", FORWARDED_HOST, "x-forwarded-port"];
 const FORWARDED: &str = "forwarded";
 const FORWARDED_HOST: &str = "x-forwarded-host";
 
@@ -39,14 +38,11 @@ pub struct Origin<'a> {
     pub forwarded: bool,
 }
 
-/// Takes off what is meant for this hop, and overwrites what no client may set.
-pub fn rewrite(headers: &mut HeaderMap, origin: &Origin) {
+/// Takes off what is meant for this hop and what this client may not say, and overwrites what is ours to say.
+pub fn rewrite(headers: &mut HeaderMap, origin: &Origin, guarded: &Guarded) {
+    guarded.strip_named(headers);
     strip_hop_by_hop(headers);
-    if !origin.trusted {
-        for name in HEARSAY {
-            headers.remove(name);
-        }
-    }
+    guarded.clean(headers, origin.trusted);
     if !(origin.trusted && headers.contains_key(FORWARDED_PROTO)) {
         let proto = if origin.secure { "https" } else { "http" };
         headers.insert(FORWARDED_PROTO, HeaderValue::from_static(proto));
@@ -126,23 +122,35 @@ pub fn write_request_to(server: &str, head: &Parts, out: &mut Vec<u8>) {
     }
 }
 
-/// `Connection` may name further headers of this hop, but not those that the message's meaning
-/// hangs on.
 fn strip_hop_by_hop(headers: &mut HeaderMap) {
-    let named: Vec<HeaderName> = tokens(headers, CONNECTION).filter_map(|t| t.parse().ok()).collect();
-    for name in named {
-        if ![HOST, CONTENT_LENGTH, TRANSFER_ENCODING].contains(&name) {
-            headers.remove(name);
-        }
-    }
     for name in HOP_BY_HOP {
         headers.remove(name);
     }
 }
 
-/// An answer on its way back: the same, and nothing put in.
+/// What of an answer is about the server's connection, and stops here: fields of that kind, and those that
+/// `Connection` names, but not what the message's meaning hangs on.
+pub fn of_the_hop(headers: &HeaderMap) -> Vec<HeaderName> {
+    let named = tokens(headers, CONNECTION).filter_map(|t| HeaderName::try_from(t).ok());
+    let named = named.filter(|name| *name != CONTENT_LENGTH);
+    let known = HOP_BY_HOP.into_iter().map(HeaderName::from_static).chain([TRANSFER_ENCODING]);
+    named.chain(known).filter(|name| headers.contains_key(name)).collect()
+}
+
+/// An answer on its way back, of which the framing is up to whoever sends it on.
 pub fn rewrite_response(headers: &mut HeaderMap) {
-    strip_hop_by_hop(headers);
+    for name in of_the_hop(headers) {
+        headers.remove(name);
+    }
+}
+
+/// The length that an answer says, if it may say one (RFC 9110 §8.6): equal ones are one. (Others were refused when
+/// the answer was read.)
+pub fn one_length(status: StatusCode, headers: &HeaderMap) -> Option<u64> {
+    if status.is_informational() || status == StatusCode::NO_CONTENT {
+        return None;
+    }
+    tokens(headers, CONTENT_LENGTH).next()?.parse().ok()
 }
 
 /// Puts the handshake's own hop-by-hop headers back.
@@ -188,7 +196,7 @@ pub fn write_headers(headers: &HeaderMap, out: &mut Vec<u8>) {
 }
 
 /// `sec-websocket-key` is written `Sec-WebSocket-Key`.
-fn write_name(name: &str, out: &mut Vec<u8>) {
+pub fn write_name(name: &str, out: &mut Vec<u8>) {
     let start = out.len();
     let mut upper = true;
     for b in name.bytes() {
@@ -220,7 +228,8 @@ mod tests {
         }
         let conn = ConnId::from_random(7);
         let client = client.parse().unwrap();
-        rewrite(&mut headers, &Origin { client, conn: &conn, trusted, secure: false, forwarded });
+        let origin = Origin { client, conn: &conn, trusted, secure: false, forwarded };
+        rewrite(&mut headers, &origin, &Guarded::default());
         let mut out = Vec::new();
         write_headers(&headers, &mut out);
         let mut lines: Vec<_> = std::str::from_utf8(&out).unwrap().lines().map(str::to_string).collect();

@@ -23,11 +23,13 @@ mod front {
     pub mod h2;
     pub mod h3;
     pub mod head;
+    pub mod host;
     pub mod proxy_protocol;
     pub mod stream;
     pub mod streamed;
     pub mod upgrade;
 }
+mod guarded;
 pub mod judge;
 mod listeners;
 mod local;
@@ -243,7 +245,7 @@ fn wanted<'a>(
         let (tls, asks) = (tls.clone(), speaks.client_certs);
         let early = conf.quic.early_data && asks == ClientCerts::Off;
         let crypto: quic::Crypto = Arc::new(move || tls.quic(asks, early));
-        quic::Wanted { slot, at, settings: quic::Settings { conf: &conf.quic, crypto, early } }
+        quic::Wanted { slot, at, speaks, settings: quic::Settings { conf: &conf.quic, crypto, early } }
     };
     listeners.quic(prepared).into_iter().map(endpoint).collect()
 }

@@ -15,7 +15,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
-use weir_core::net::listen;
+use weir_core::net::{Family, bind, listen, share};
 
 /// Closing a listener takes as long as it takes to serve who is in its queue, and no longer than this.
 const CLOSING: Duration = Duration::from_secs(1);
@@ -82,21 +82,40 @@ impl Listeners {
         inherited: &mut Vec<(SocketAddr, TcpListener)>,
     ) -> Result<Prepared, BindError> {
         let (mut new, mut kept) = (Vec::new(), Vec::new());
-        for (slot, kind) in slots(conf) {
-            if self.open.contains_key(&slot) {
-                kept.push((slot, kind));
+        let slots = slots(conf);
+        for (slot, kind) in &slots {
+            let addr = slot.0;
+            let family = Family::at(addr, slots.iter().map(|((addr, _), _)| *addr));
+            let fits = |socket: &TcpListener| Family::of(socket, addr).is_none_or(|has| has == family);
+            if self.open.get(slot).is_some_and(|open| fits(&open.socket)) {
+                kept.push((*slot, *kind));
                 continue;
             }
-            let addr = slot.0;
-            let handed = inherited.iter().position(|(known, _)| *known == addr);
-            let handed = handed.map(|at| inherited.remove(at).1);
-            let section = if kind == Kind::Plain { "proxy" } else { "proxy.tls" };
+            let section = if *kind == Kind::Plain { "proxy" } else { "proxy.tls" };
             let fail = |source| BindError::Listen { section, addr, source };
-            new.push((slot, kind, listen(addr, handed).map_err(fail)?));
+            let handed = inherited.iter().position(|(known, socket)| *known == addr && fits(socket));
+            let socket = match handed.map(|at| inherited.remove(at).1) {
+                Some(socket) => listen(addr, Some(socket)),
+                None => self.make_room(addr, inherited).and_then(|beside| bind(addr, family, beside)),
+            };
+            new.push((*slot, *kind, socket.map_err(fail)?));
         }
         let stays = |slot: &Slot| kept.iter().any(|(kept, _)| kept == slot);
         let gone = self.open.keys().filter(|slot| !stays(slot)).copied().collect();
         Ok(Prepared { new, kept, gone })
+    }
+
+    /// Says whether a socket of ours, or of the predecessor, has this port; then one at `addr` may come beside it.
+    /// (Two that both stay and collide are a mistake of the conf.)
+    fn make_room(&self, addr: SocketAddr, inherited: &[(SocketAddr, TcpListener)]) -> std::io::Result<bool> {
+        let own = self.open.iter().map(|(slot, listener)| (slot.0, &listener.socket));
+        let all = own.chain(inherited.iter().map(|(addr, socket)| (*addr, socket)));
+        let mut beside = false;
+        for (_, socket) in all.filter(|(known, _)| known.port() == addr.port() && addr.port() != 0) {
+            share(socket)?;
+            beside = true;
+        }
+        Ok(beside)
     }
 
     /// Where there is to be HTTP/3, once `prepared` is applied: by the address in the conf, the real one, and
@@ -129,6 +148,8 @@ impl Listeners {
                 listener.kind.store(Arc::new(kind));
             }
         }
+        // First, since one of the same address may come in its place.
+        let gone: Vec<Listener> = prepared.gone.iter().filter_map(|slot| self.open.remove(slot)).collect();
         for (slot, kind, listener) in prepared.new {
             let section = if kind == Kind::Plain { "proxy" } else { "proxy.tls" };
             let fail = |source| BindError::Listen { section, addr: slot.0, source };
@@ -141,7 +162,6 @@ impl Listeners {
             let _ended = self.serve.send(opened);
             self.open.insert(slot, Listener { socket, kind, closed, served });
         }
-        let gone: Vec<Listener> = prepared.gone.iter().filter_map(|slot| self.open.remove(slot)).collect();
         close(gone);
         Ok(changed)
     }
@@ -284,6 +304,38 @@ mod tests {
             assert_eq!(listeners.tls_port(&conf), tls.then_some(free.port()));
         }
         assert!(opened.try_recv().is_err());
+    }
+
+    #[test]
+    fn each_family_gets_its_socket_and_one_alone_has_both() {
+        let (serve, mut opened) = mpsc::unbounded_channel();
+        let mut listeners = Listeners::new(serve);
+        let port = TcpListener::bind("[::]:0").unwrap().local_addr().unwrap().port();
+        let (v4, v6): (SocketAddr, SocketAddr) =
+            (format!("0.0.0.0:{port}").parse().unwrap(), format!("[::]:{port}").parse().unwrap());
+        let reaches = |host: &str| std::net::TcpStream::connect((host, port)).is_ok();
+        // Nobody serves here: what is closed is not waited for.
+        let mut step = |plain: &[SocketAddr], tls: &[SocketAddr], expected: (usize, usize)| {
+            let (_, changed) = reload(&mut listeners, &conf(plain, tls));
+            while opened.try_recv().is_ok() {}
+            assert_eq!(changed, expected, "{plain:?} {tls:?}");
+            (reaches("127.0.0.1"), reaches("::1"))
+        };
+        assert_eq!(step(&[v4, v6], &[], (2, 0)), (true, true));
+        assert_eq!(step(&[v6], &[], (1, 2)), (true, true));
+        assert_eq!(step(&[v6, v4], &[], (2, 1)), (true, true));
+        assert_eq!(step(&[v4], &[v6], (0, 0)), (true, true));
+        assert_eq!(step(&[v4], &[], (0, 1)), (true, false));
+        assert_eq!(step(&[v6], &[], (1, 1)), (true, true));
+        assert_eq!(step(&[], &[v4, v6], (2, 1)), (true, true));
+        let mut handed: Vec<_> =
+            listeners.sockets().map(|(addr, socket)| (addr, socket.try_clone().unwrap())).collect();
+        let (serve, _opened) = mpsc::unbounded_channel();
+        let mut successor = Listeners::new(serve);
+        let prepared = successor.prepare(&conf(&[v6], &[]), &mut handed).unwrap();
+        successor.apply(prepared).unwrap();
+        drop((listeners, handed));
+        assert!(reaches("127.0.0.1") && reaches("::1"), "by the successor");
     }
 
     #[test]

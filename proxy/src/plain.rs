@@ -1,10 +1,15 @@
 //! Every request that is no WebSocket, by Pingora's `HttpProxy`. Its head was read, judged and
 //! rewritten by us before (`service.rs`); here it only finds its server.
 
-pub mod session;
+mod carrier;
+mod http1;
+mod session;
+
+pub use carrier::Carrier;
+pub use http1::{After, Http1, Wishes};
+pub use session::Exchange;
 
 use crate::access::{Access, End};
-use crate::client::Malformed;
 use crate::forward;
 use crate::front::arrive::Secured;
 use crate::metrics::Metrics;
@@ -13,10 +18,11 @@ use crate::route::affinity::Issue;
 use crate::upstream::attempt::{Attempt, no_sockets};
 use crate::upstream::bound::{self, Bound, Tainted};
 use crate::upstream::l4::{self, Way};
+use crate::upstream::watched::Told;
 use crate::upstream::{Exhausted, Plan};
 use async_trait::async_trait;
 use bytes::Bytes;
-use http::header::{HOST, SET_COOKIE};
+use http::header::{CONNECTION, HOST, SET_COOKIE, TE};
 use pingora_core::upstreams::peer::HttpPeer;
 use pingora_core::{Error, ErrorType, Result};
 use pingora_http::{RequestHeader, ResponseHeader};
@@ -46,6 +52,8 @@ pub struct Passage {
     pub tls: Option<Arc<Secured>>,
     /// The connections to servers that are the client's own, and who it is.
     pub own: (Bound, IpAddr),
+    /// What a connection of ours to the server tells.
+    pub told: Arc<Told>,
 }
 
 tokio::task_local! {
@@ -89,7 +97,7 @@ impl ProxyHttp for Plain {
     }
 
     async fn upstream_peer(&self, session: &mut Session, ctx: &mut Ctx) -> Result<Box<HttpPeer>> {
-        let Some(Passage { plan, access, route, own: (own, client), .. }) = &mut ctx.passage else {
+        let Some(Passage { plan, access, route, own: (own, client), told, .. }) = &mut ctx.passage else {
             return Err(Error::new_in(ErrorType::HTTPStatus(500)));
         };
         let group = match bound::is_seen(&session.req_header().headers) {
@@ -105,6 +113,7 @@ impl ProxyHttp for Plain {
                     connect: route.deadlines.connect,
                     fresh: ctx.resent,
                     own: group.map(|group| (&*own, group)),
+                    told,
                 };
                 let (mut peer, single) = l4::peer(&attempt, &way)?;
                 peer.options.read_timeout = Some(route.read_timeout);
@@ -172,8 +181,15 @@ impl ProxyHttp for Plain {
         request: &mut RequestHeader,
         ctx: &mut Ctx,
     ) -> Result<()> {
-        if ctx.single {
-            request.insert_header("connection", "close")?;
+        let takes_trailers = ctx.passage.as_ref().is_some_and(|passage| passage.told.wanted);
+        if takes_trailers {
+            request.insert_header(TE, "trailers")?;
+        }
+        match (ctx.single, takes_trailers) {
+            (true, true) => request.insert_header(CONNECTION, "close, TE")?,
+            (true, false) => request.insert_header(CONNECTION, "close")?,
+            (false, true) => request.insert_header(CONNECTION, "TE")?,
+            (false, false) => {}
         }
         if let (Some(passage), Some(attempt)) = (&ctx.passage, &ctx.attempt)
             && passage.route.host_header == HostHeader::Upstream
@@ -194,11 +210,15 @@ impl ProxyHttp for Plain {
         if let Some(attempt) = &mut ctx.attempt {
             attempt.judge(Instant::now(), Some(response.status.as_u16()));
         }
-        if let (Some(Passage { own: (own, client), .. }), (fd, false)) = (&ctx.passage, ctx.connection)
+        if let (Some(Passage { own: (own, client), told, .. }), (fd, false)) = (&ctx.passage, ctx.connection)
             && bound::is_seen(&response.headers)
         {
             own.begin(*client);
-            self.tainted.add(fd);
+            // A connection of ours has none.
+            match fd < 0 {
+                true => told.keep_for_nobody(),
+                false => self.tainted.add(fd),
+            }
         }
         Ok(())
     }
@@ -239,6 +259,7 @@ impl ProxyHttp for Plain {
             return error;
         }
         let from_server = *error.esource() == pingora_core::ErrorSource::Upstream;
+        let reused = reused || ctx.passage.as_ref().is_some_and(|passage| passage.told.was_kept());
         let late = matches!(error.etype(), ErrorType::ReadTimedout | ErrorType::WriteTimedout);
         let gone = matches!(
             error.etype(),
@@ -275,9 +296,13 @@ impl ProxyHttp for Plain {
         if response.status == http::StatusCode::SWITCHING_PROTOCOLS {
             return Err(Error::new_up(ErrorType::HTTPStatus(502)));
         }
-        // Pingora writes the framing of its own connection.
-        for name in ["keep-alive", "proxy-connection"] {
-            response.remove_header(name);
+        // Before ours are put in, which `Connection` could name.
+        for name in forward::of_the_hop(&response.headers) {
+            response.remove_header(&name);
+        }
+        // What we say stands in the answer itself.
+        if response.status.is_informational() {
+            return Ok(());
         }
         let Some(Passage { route, access, issue, tls, .. }) = &ctx.passage else { return Ok(()) };
         if !route.response_headers.is_empty() {
@@ -355,13 +380,5 @@ impl ProxyHttp for Plain {
 /// Whether the client's body is no body.
 fn is_malformed(error: &Error) -> bool {
     let cause = error.root_cause().downcast_ref::<std::io::Error>();
-    cause.and_then(|error| error.get_ref()).is_some_and(|inner| inner.is::<Malformed>())
-}
-
-/// The head as Pingora reads it: rewritten, and so without anything that two readers could
-/// take differently.
-pub fn head_bytes(head: &http::request::Parts) -> bytes::BytesMut {
-    let mut out = Vec::with_capacity(1024);
-    forward::write_request(head, &mut out);
-    out.as_slice().into()
+    cause.and_then(|error| error.get_ref()).is_some_and(|inner| inner.is::<http1::Malformed>())
 }

@@ -46,6 +46,7 @@ use tokens::Used;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
+use weir_core::net::Family;
 
 /// What the kernel holds while we are busy; it gives `net.core.rmem_max` and `wmem_max` at most. One
 /// socket serves all connections, and at its default 200 KiB are a hundred packets.
@@ -78,6 +79,7 @@ pub trait Host: Send + Sync + 'static {
 pub type Crypto = Arc<dyn Fn() -> Arc<dyn quinn::crypto::ServerConfig> + Send + Sync>;
 
 /// What an endpoint has from a conf; a reload brings another.
+#[derive(Clone)]
 pub struct Settings<'a> {
     pub conf: &'a weir_conf::proxy::Quic,
     pub crypto: Crypto,
@@ -121,7 +123,7 @@ struct Running {
 impl Endpoint {
     /// Binds `at`, or goes on with what a predecessor had there.
     pub fn bind(
-        at: SocketAddr,
+        (at, family): (SocketAddr, Family),
         inherited: Option<Handed>,
         settings: &Settings<'_>,
         identity: Arc<Identity>,
@@ -129,7 +131,7 @@ impl Endpoint {
     ) -> io::Result<Endpoint> {
         let (udp, feed) = match inherited {
             Some(Handed { udp, feed }) => (udp, Some(feed)),
-            None => (bind_udp(at)?, None),
+            None => (bind_udp(at, family)?, None),
         };
         udp.set_nonblocking(true)?;
         let used = Arc::new(Used::default());
@@ -149,6 +151,11 @@ impl Endpoint {
 
     pub fn local_addr(&self) -> SocketAddr {
         self.0.local
+    }
+
+    /// It has the packets of both families.
+    pub fn has_both(&self) -> bool {
+        Family::of(&self.0.udp, self.0.local) == Some(Family::Both)
     }
 
     /// Limits, windows and certificates of connections that are still to come. On an error nothing has
@@ -262,8 +269,11 @@ impl Endpoint {
     }
 }
 
-fn bind_udp(at: SocketAddr) -> io::Result<UdpSocket> {
+fn bind_udp(at: SocketAddr, family: Family) -> io::Result<UdpSocket> {
     let socket = socket2::Socket::new(Domain::for_address(at), Type::DGRAM, Some(Protocol::UDP))?;
+    if at.is_ipv6() {
+        socket.set_only_v6(family == Family::V6)?;
+    }
     socket.bind(&at.into())?;
     let buffers = SockRef::from(&socket);
     let _as_large_as_may_be = buffers.set_recv_buffer_size(BUFFER);

@@ -20,13 +20,14 @@ use crate::front::head::{Bad, Head};
 use crate::front::streamed::Asks;
 use crate::front::upgrade::tokens;
 use crate::metrics::Metrics;
-use crate::plain::Plain;
+use crate::plain::{Plain, Wishes};
 use crate::snapshot::Snapshot;
 use crate::tls::{redirect, subject};
 use crate::tunnel::register::Open;
 use arc_swap::ArcSwap;
 use bytes::Bytes;
-use http::{Method, Response};
+use http::header::{CONNECTION, TE};
+use http::{Method, Response, Version};
 use pingora_core::server::ShutdownWatch;
 use pingora_proxy::HttpProxy;
 use routed::Asking;
@@ -75,17 +76,16 @@ impl Service {
                 return self.answer(asker, &access, bad.status, None, bad.why).await;
             }
         };
-        let own_address = match self.named(snapshot, &from, &mut head) {
+        let own_address = match self.named(snapshot, &from) {
             Ok(address) => address,
             Err(refused) => return self.refuse(snapshot, asker, refused, &access, asks != Asks::Http).await,
         };
-        let wants_close =
-            tokens(&head.parts.headers, http::header::CONNECTION).any(|t| t.eq_ignore_ascii_case("close"));
+        let wishes = wishes(&head);
         // Before the routes: they look at headers as servers get them.
         let (forwarded, secure) = (snapshot.conf.forwarded, from.tls.is_some());
         let origin =
             Origin { client: from.client, conn: &from.conn, trusted: from.trusted, secure, forwarded };
-        forward::rewrite(&mut head.parts.headers, &origin);
+        forward::rewrite(&mut head.parts.headers, &origin, &snapshot.guarded);
         let shown = from.tls.as_ref().and_then(|tls| tls.shown.as_ref());
         if !from.trusted || shown.is_some() {
             subject::tell(&mut head.parts.headers, shown);
@@ -96,7 +96,7 @@ impl Service {
             access.log("reply", End { status, bytes: None, cause });
             return Next::Done;
         }
-        let asking = Asking { asker, places, own_address, busy, head, from, access, asks, wants_close };
+        let asking = Asking { asker, places, own_address, busy, head, from, access, asks, wishes };
         self.routed(snapshot, asking, shutdown).await
     }
 
@@ -121,10 +121,8 @@ impl Service {
         redirect::redirect(&head.parts, snapshot.tls.port()?)
     }
 
-    /// The lists and places of the client that a trusted peer speaks for; and what no client may say is
-    /// thrown away.
-    fn named(&self, snapshot: &Snapshot, from: &From, head: &mut Head) -> Result<Option<KeyPlace>, Refused> {
-        snapshot.admit.drop_claims(&mut head.parts.headers);
+    /// The lists and places of the client that a trusted peer speaks for.
+    fn named(&self, snapshot: &Snapshot, from: &From) -> Result<Option<KeyPlace>, Refused> {
         if !from.trusted {
             return Ok(None);
         }
@@ -167,5 +165,16 @@ impl Service {
         let _client_gone = asker.answer(response, true).await;
         access.log("refused", End { status, bytes: None, cause });
         Next::Done
+    }
+}
+
+/// What a request asks of its answer; to be looked at before what is of this hop is taken off.
+fn wishes(head: &Head) -> Wishes {
+    let says = |name, word: &str| tokens(&head.parts.headers, name).any(|t| t.eq_ignore_ascii_case(word));
+    Wishes {
+        head_alone: head.parts.method == Method::HEAD,
+        old: head.parts.version == Version::HTTP_10,
+        close: says(CONNECTION, "close"),
+        trailers: says(TE, "trailers"),
     }
 }

@@ -9,6 +9,7 @@ use crate::acme::Acme;
 use crate::admit::counts::KeyPlace;
 use crate::admit::{Admit, Refused, UnderWay};
 use crate::error::BindError;
+use crate::guarded::Guarded;
 use crate::metrics::Metrics;
 use crate::route::{Action, Route, Routes, Target};
 use crate::tls::Tls;
@@ -22,6 +23,7 @@ use weir_core::client_addr::Trusted;
 pub struct Snapshot {
     pub conf: weir_conf::proxy::Proxy,
     pub trusted: Trusted,
+    pub guarded: Guarded,
     /// Outlives confs; what this one says of it is put in force by whoever has loaded it.
     pub tls: Arc<Tls>,
     /// As `tls` is.
@@ -79,6 +81,7 @@ impl Snapshot {
             tls,
             conf: conf.clone(),
             trusted: Trusted::new(&conf.trusted),
+            guarded: Guarded::new(conf),
             routes: routes(conf, node, metrics, &upstreams, &admit)?,
             admit,
             upstreams,

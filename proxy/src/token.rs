@@ -112,10 +112,6 @@ impl Verifier {
         }))
     }
 
-    pub fn claim_headers(&self) -> impl Iterator<Item = &HeaderName> {
-        self.passed_on.iter().map(|(_, header)| header)
-    }
-
     /// What the request's token proves. Takes the token off where the server must not see it.
     pub async fn verify(&self, head: &mut Parts, now: SystemTime) -> Result<Proof, Refused> {
         let found = place::find(&self.conf.from, head);

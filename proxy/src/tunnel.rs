@@ -48,6 +48,8 @@ use weir_core::accept::Transport;
 
 /// A tunnel that is told to end has this long: for frames under way to end, and for the peers' answers.
 const LEAVE: Duration = Duration::from_secs(2);
+/// Before that, a server has this long to answer what a client said before it broke a rule.
+const ANSWERS: Duration = Duration::from_secs(1);
 
 /// What an open tunnel holds besides its sockets. Kept small: there are thousands.
 pub struct Held {
@@ -122,11 +124,14 @@ where
     /// Moves what can be moved. Says why it must end, or that it must not, and when to come again.
     fn relay(&mut self, cx: &mut Context<'_>) -> (Option<Cause>, Option<Instant>) {
         let before = (self.up.bytes(), self.down.bytes());
-        let (up, down) = with_scratch(|scratch| {
-            let guard = self.guard.as_deref_mut();
-            let up = self.up.pump((&mut self.client, &mut self.server), guard, scratch, cx);
-            (up, self.down.pump((&mut self.server, &mut self.client), None, scratch, cx))
-        });
+        let (mut up, mut down) = self.pump(cx);
+        // The closing handshake is over: the server's side, which we are to the client, ends the connection (RFC
+        // 6455 §7.1.1).
+        if self.up.is_said() && self.down.is_said() {
+            self.up.finish();
+            self.down.finish();
+            (up, down) = self.pump(cx);
+        }
         let metrics = self.seat.metrics();
         if self.up.bytes() > before.0 {
             metrics.bytes_up.inc_by(self.up.bytes() - before.0);
@@ -150,6 +155,15 @@ where
         };
         let resume = if let Flow::Paused(when) = up { Some(when) } else { None };
         (cause, resume)
+    }
+
+    #[inline]
+    fn pump(&mut self, cx: &mut Context<'_>) -> (Flow, Flow) {
+        with_scratch(|scratch| {
+            let guard = self.guard.as_deref_mut();
+            let up = self.up.pump((&mut self.client, &mut self.server), guard, scratch, cx);
+            (up, self.down.pump((&mut self.server, &mut self.client), None, scratch, cx))
+        })
     }
 
     /// Its connection is of no use any more: lost, or ended by itself.
@@ -258,7 +272,7 @@ where
         let stuck = (self.up.is_stuck(), self.down.is_stuck());
         let leaving = Leaving::new(&mut self.up, &mut self.down, cause.manner());
         self.leaving = Some(Box::new(Left { leaving, cause, frames, stuck }));
-        let until = Instant::now() + LEAVE;
+        let until = Instant::now() + if cause.manner().hear_out { ANSWERS } else { LEAVE };
         match &mut self.timer {
             Some(timer) => timer.sleep.as_mut().reset(until),
             None => {
@@ -281,6 +295,13 @@ where
             self.close = Some(Close { by: "proxy", code: cause.manner().codes.client.into() });
         }
         let over = self.timer.as_mut().is_none_or(|timer| timer.sleep.as_mut().poll(cx).is_ready());
+        if over && !done && !at_once && leaving.hurry(&mut self.down) {
+            if let Some(timer) = &mut self.timer {
+                timer.sleep.as_mut().reset(Instant::now() + LEAVE);
+            }
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
         if done || over || at_once { Poll::Ready(*cause) } else { Poll::Pending }
     }
 

@@ -24,6 +24,7 @@ mod silence;
 mod status;
 pub mod stream;
 pub mod tls;
+pub mod watched;
 
 pub use desk::State;
 pub use plan::{Exhausted, Plan};

@@ -300,7 +300,7 @@ handshake_timeout = "50ms"
 "#,
     );
     let ask = |line: &'static str, fields: &'static str, body: &'static str| {
-        let request = format!("{line} HTTP/1.1\r\nHost: a\r\n{fields}\r\n{body}");
+        let request = format!("{line} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n{fields}\r\n{body}");
         let front = &front;
         async move { front.raw(&request).await }
     };

@@ -129,6 +129,50 @@ async fn a_frame_too_large_is_1009_and_never_reaches_the_server() {
 }
 
 #[tokio::test]
+async fn a_message_that_does_not_end_is_1008_whatever_stands_between() {
+    let limit = Duration::from_millis(400);
+    let edge = edge(|_, t| t.message_timeout = limit).await;
+    let ping = masked(0x89, b"p");
+    let whole = masked(0x81, b"whole");
+    for (name, begun, pings) in [
+        ("a fragment", masked(0x01, b"he"), false),
+        ("a fragment and pings", masked(0x01, b"he"), true),
+        ("fragments that say nothing", [masked(0x01, b""), masked(0x00, b"")].concat(), true),
+        ("half a frame", masked(0x82, &[7; 100])[..50].to_vec(), false),
+        ("a whole message and a fragment", [&whole[..], &masked(0x01, b"he")].concat(), false),
+    ] {
+        let (mut client, _server) = edge.open().await;
+        let since = std::time::Instant::now();
+        client.write_all(&begun).await.unwrap();
+        let (mut read, mut write) = client.split();
+        let pinging = async {
+            loop {
+                tokio::time::sleep(limit / 8).await;
+                if !pings || write.write_all(&ping).await.is_err() {
+                    std::future::pending::<()>().await;
+                }
+            }
+        };
+        let mut told = [0; 4];
+        tokio::select! {
+            read = read.read_exact(&mut told) => drop(read.unwrap()),
+            () = pinging => {}
+        }
+        assert_eq!(told[..], close(1008), "{name}");
+        assert!(since.elapsed() >= limit, "{name}: {:?}", since.elapsed());
+    }
+    // Many messages take longer than one may.
+    let (mut client, mut server) = edge.open().await;
+    for _ in 0..10 {
+        let (first, last) = (masked(0x01, b"he"), masked(0x80, b"llo"));
+        client.write_all(&first).await.unwrap();
+        tokio::time::sleep(limit / 5).await;
+        client.write_all(&last).await.unwrap();
+        assert_eq!(exactly(&mut server, first.len() + last.len()).await, [first, last].concat());
+    }
+}
+
+#[tokio::test]
 async fn nonsense_is_1002_under_limits_and_passes_without() {
     let with_limits = edge(|_, t| t.max_frame_size = 1000).await;
     let (mut client, mut server) = with_limits.open().await;

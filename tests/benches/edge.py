@@ -180,7 +180,9 @@ listen = "{listen}"
 threads = 1
 handshake_rate = "0/s"
 max_connections = 0
+max_requests = 0
 max_connections_per_ip = 0
+max_requests_per_ip = 0
 {proxy}
 [proxy.upstream.app]
 servers = [{servers}]

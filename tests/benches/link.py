@@ -119,6 +119,7 @@ listen = "127.0.0.1:{ADMIN}"
 listen = "0.0.0.0:21080"
 handshake_rate = "0/s"
 max_connections_per_ip = 0
+max_requests_per_ip = 0
 [proxy.tls]
 listen = ["0.0.0.0:{TLS}"]
 certificates = [{{ cert = "{folder}/cert.pem", key = "{folder}/key.pem" }}]

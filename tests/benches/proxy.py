@@ -48,6 +48,7 @@ listen = "127.0.0.1:{port}"
 threads = 1
 handshake_rate = "0/s"
 max_connections_per_ip = 0
+max_requests_per_ip = 0
 [proxy.upstream.echo]
 servers = ["127.0.0.1:{backend}"]
 [[proxy.route]]

@@ -83,7 +83,9 @@ listen = "{HOST}:{TLS + 1}"
 threads = 1
 handshake_rate = "0/s"
 max_connections_per_ip = 0
+max_requests_per_ip = 0
 max_connections = 0
+max_requests = 0
 [proxy.tls]
 listen = ["{HOST}:{TLS}"]
 certificates = [{{ cert = "{folder}/cert.pem", key = "{folder}/key.pem" }}]

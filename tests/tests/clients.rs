@@ -9,6 +9,8 @@ mod apps;
 mod descriptors;
 #[path = "clients/floods.rs"]
 mod floods;
+#[path = "clients/habits.rs"]
+mod habits;
 #[path = "clients/rust.rs"]
 mod rust;
 #[path = "clients/suites.rs"]

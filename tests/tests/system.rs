@@ -16,6 +16,8 @@ mod breaker;
 mod cluster;
 #[path = "system/conf.rs"]
 mod conf;
+#[path = "system/families.rs"]
+mod families;
 #[path = "system/flood.rs"]
 mod flood;
 #[path = "system/hosts.rs"]

@@ -120,7 +120,9 @@ impl Rules<'_> {
             let key = format!("{at}.claims.{claim}");
             let name = header.to_ascii_lowercase();
             let taken = TAKEN.contains(&name.as_str())
-                || ["sec-", "x-forwarded-", "proxy-"].iter().any(|prefix| name.starts_with(prefix));
+                || ["sec-", "x-forwarded-", "x-client-cert-", "proxy-"]
+                    .iter()
+                    .any(|prefix| name.starts_with(prefix));
             if !is_token(header) || header.contains('_') {
                 let text = format!(
                     "{header:?} is not a header for a claim; accepted: letters, digits and -, such as \"X-Auth-Subject\""

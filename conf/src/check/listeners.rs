@@ -16,9 +16,13 @@ impl Rules<'_> {
         let bound = self.bound();
         for (i, (key, addr)) in bound.iter().enumerate() {
             // Blame the later one, unless only the earlier one was written down.
-            let Some((other, taken)) = bound[..i].iter().find(|(_, other)| collide(*other, *addr)) else {
-                continue;
+            // Only the proxy's lists give each family a socket of its own.
+            let lists = |other: &str| key.starts_with("proxy.") && other.starts_with("proxy.");
+            let mut earlier = bound[..i].iter();
+            let collides = |(other, taken): &&(String, SocketAddr)| {
+                collide(*taken, *addr) || (!lists(other) && covers(*taken, *addr))
             };
+            let Some((other, taken)) = earlier.find(collides) else { continue };
             let (key, other, addr, taken) = if !self.is_given(key) && self.is_given(other) {
                 (other, key, taken, addr)
             } else {
@@ -113,4 +117,10 @@ fn collide(a: SocketAddr, b: SocketAddr) -> bool {
     let (x, y) = (a.ip(), b.ip());
     let same = x == y || (x.is_ipv4() == y.is_ipv4() && (x.is_unspecified() || y.is_unspecified()));
     a.port() != 0 && a.port() == b.port() && same
+}
+
+/// Whether one of them is `[::]`, and takes the other's connections of IPv4 as well.
+fn covers(a: SocketAddr, b: SocketAddr) -> bool {
+    let wide = |addr: SocketAddr| addr.is_ipv6() && addr.ip().is_unspecified();
+    a.port() != 0 && a.port() == b.port() && ((wide(a) && b.is_ipv4()) || (wide(b) && a.is_ipv4()))
 }

@@ -6,6 +6,7 @@ use http::header::{self, HeaderMap, HeaderValue};
 use http::request::Parts;
 use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{Method, Uri, Version};
+use std::borrow::Cow;
 
 /// Reads a field section. The target is absolute: scheme, authority and path; of a CONNECT without `:protocol`
 /// the authority alone. [`Protocol`] is among the extensions. Cookies are joined to one line.
@@ -151,12 +152,28 @@ fn authority(value: &[u8]) -> Result<Authority, Error> {
 
 fn path(value: &[u8]) -> Result<PathAndQuery, Error> {
     const BAD: Error = Error::malformed("bad :path");
-    // http's own parser drops fragments, and takes what is no ASCII.
-    let good = value.iter().all(|byte| byte.is_ascii_graphic() && *byte != b'#');
+    // http's own parser drops fragments.
+    let good = value.iter().all(|byte| *byte > b' ' && !matches!(byte, 0x7f | b'#'));
     if !good || !(value == b"*" || value.starts_with(b"/")) {
         return Err(BAD);
     }
-    PathAndQuery::try_from(value).map_err(|_| BAD)
+    let text = std::str::from_utf8(value).map_err(|_| BAD)?;
+    PathAndQuery::try_from(&*escaped(text)).map_err(|_| BAD)
+}
+
+/// A path and query in which the few signs that a [`Uri`] does not hold are escaped, as browsers do (WHATWG URL §4.4).
+pub fn escaped(target: &str) -> Cow<'_, str> {
+    if !target.contains(['"', '<', '>', '`']) {
+        return Cow::Borrowed(target);
+    }
+    let escape = |c| match c {
+        '"' => "%22".to_owned(),
+        '<' => "%3C".to_owned(),
+        '>' => "%3E".to_owned(),
+        '`' => "%60".to_owned(),
+        c => c.to_string(),
+    };
+    target.chars().map(escape).collect()
 }
 
 /// Writes a field section: what [`decode_request`] reads. Fields of a connection are left out.
@@ -267,9 +284,15 @@ mod tests {
             let error = decode(&[&fields]).expect_err(name);
             assert_eq!((error.code, error.scope), (Code::H3_MESSAGE_ERROR, crate::Scope::Stream), "{name}");
         }
-        for path in ["", "x", "/a b", "/a#b", "/\u{e9}", "/a\r\n", "https://a.test/"] {
+        for path in ["", "x", "/a b", "/a#b", "/a\u{7f}", "/a\r\n", "https://a.test/"] {
             let fields = [&GET[..3], &[(":path", path)]].concat();
             assert_eq!(decode(&[&fields]).expect_err(path).code, Code::H3_MESSAGE_ERROR, "{path}");
+        }
+        for (path, read) in
+            [("/\u{e9}?q=|{}^", "/\u{e9}?q=|{}^"), ("/`?f={\"a\":1}<>", "/%60?f={%22a%22:1}%3C%3E")]
+        {
+            let fields = [&GET[..3], &[(":path", path)]].concat();
+            assert_eq!(decode(&[&fields]).unwrap().uri.path_and_query().unwrap(), read, "{path}");
         }
         assert!(decode(&[&GET, &[("host", "A.test"), ("te", "trailers")]]).is_ok());
     }

@@ -90,7 +90,7 @@ pub fn key(cause: &str) -> &'static str {
         "quic_handshake_timeout" => "proxy.quic.handshake_timeout",
         "tls_handshake_timeout" => "proxy.tls.handshake_timeout",
         "queue_full" | "queue_timeout" => {
-            "proxy.upstream.max_connections, max_handshakes, queue, queue_timeout, max_share_per_ip"
+            "proxy.upstream.max_connections, max_handshakes, max_share_per_ip, queue, queue_timeout"
         }
         "retry_budget" => "proxy.upstream.retry_budget",
         "no_sockets" => "LimitNOFILE of the service (ulimit -Hn)",

@@ -92,24 +92,6 @@ fn deny_goes_over_allow_and_nothing_listed_is_everybody() {
     }
 }
 
-#[test]
-fn no_client_sets_a_header_with_a_claim() {
-    let (admit, _) = admit(|c| {
-        let claims = [("sub".to_owned(), "X-Auth-Subject".to_owned())].into();
-        let token = weir_conf::proxy::Token { claims, ..Default::default() };
-        c.token.insert("app".into(), token);
-    });
-    let mut headers = head(&[
-        ("x-auth-subject", "root"),
-        ("x_auth_subject", "root"),
-        ("x-auth_subject", "root"),
-        ("x-auth-subjects", "kept"),
-    ])
-    .headers;
-    admit.drop_claims(&mut headers);
-    assert_eq!(headers.keys().map(HeaderName::as_str).collect::<Vec<_>>(), ["x-auth-subjects"]);
-}
-
 #[tokio::test]
 async fn a_route_counts_by_itself_by_address_and_by_key() {
     let mut route = by_header();

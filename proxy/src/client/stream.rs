@@ -38,10 +38,6 @@ impl ClientStream {
             ClientStream::Stream(_) | ClientStream::Session(_) => None,
         }
     }
-
-    pub fn as_raw_fd(&self) -> std::os::fd::RawFd {
-        self.socket().map_or(-1, std::os::fd::AsRawFd::as_raw_fd)
-    }
 }
 
 delegate!(ClientStream { Tcp, Tls, Stream, Session }, vectored: Tcp, Tls);

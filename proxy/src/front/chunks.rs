@@ -1,9 +1,10 @@
-//! Where a body in chunks ends (RFC 9112, 7.1), told as its bytes pass. Pure.
+//! What a body in chunks carries, and where it ends (RFC 9112, 7.1). Pure.
 //!
 //! As strict as the head: what two readers could take differently is refused, be it a bare line feed in an
 //! extension, a space beside a size, or no size at all.
 
 use super::head::{Bad, bad};
+use bytes::{Buf, Bytes, BytesMut};
 
 /// Extensions and trailers of one body: nobody has a use for them, and each byte of a body could bring some.
 const EXTRA: usize = 16 * 1024;
@@ -28,41 +29,59 @@ enum State {
     End,
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Chunks {
     state: State,
     /// Of the chunk under way, still to come.
     left: u64,
     extra: usize,
+    /// The lines behind the last chunk, where somebody wants them.
+    trailer: Option<Vec<u8>>,
 }
 
 impl Chunks {
     pub fn new() -> Chunks {
-        Chunks { state: State::Size(0), left: 0, extra: 0 }
+        Chunks { state: State::Size(0), left: 0, extra: 0, trailer: None }
+    }
+
+    /// What stands behind the last chunk is kept.
+    pub fn with_trailer() -> Chunks {
+        Chunks { trailer: Some(Vec::new()), ..Chunks::new() }
+    }
+
+    /// Fields, each with its line end.
+    pub fn trailer(&self) -> &[u8] {
+        self.trailer.as_deref().unwrap_or_default()
     }
 
     pub fn ended(&self) -> bool {
         self.state == State::End
     }
 
-    /// How many of these bytes are the body's.
-    pub fn read(&mut self, bytes: &[u8]) -> Result<usize, Bad> {
-        let mut at = 0;
-        while at < bytes.len() && self.state != State::End {
+    /// The next piece of what the chunks carry. `None`: more bytes are needed, or it has ended; what stands behind
+    /// its end stays.
+    pub fn next(&mut self, bytes: &mut BytesMut) -> Result<Option<Bytes>, Bad> {
+        while !bytes.is_empty() && self.state != State::End {
             if self.state == State::Data {
-                let n = self.left.min((bytes.len() - at) as u64);
-                self.left -= n;
                 // No more than there are.
-                at += n as usize;
+                let n = self.left.min(bytes.len() as u64) as usize;
+                self.left -= n as u64;
                 if self.left == 0 {
                     self.state = State::DataCr;
                 }
-                continue;
+                return Ok(Some(bytes.split_to(n).freeze()));
             }
-            self.state = self.step(bytes[at])?;
-            at += 1;
+            let (before, byte) = (self.state, bytes[0]);
+            self.state = self.step(byte)?;
+            if let Some(trailer) = &mut self.trailer
+                && matches!(before, State::Line | State::Name | State::Value | State::ValueLf)
+                && self.state != State::EndLf
+            {
+                trailer.push(byte);
+            }
+            bytes.advance(1);
         }
-        Ok(at)
+        Ok(None)
     }
 
     fn step(&mut self, byte: u8) -> Result<State, Bad> {
@@ -114,18 +133,36 @@ fn is_token(byte: u8) -> bool {
 mod tests {
     use super::*;
 
-    /// The bytes of the body, however they are cut.
-    fn read(bytes: &[u8]) -> Result<usize, Bad> {
-        let whole = Chunks::new().read(bytes);
-        for cut in [1, 2, 3, 7] {
-            let (mut chunks, mut at) = (Chunks::new(), 0);
-            let pieces: Result<usize, Bad> = bytes.chunks(cut).try_fold(0, |_, piece| {
-                at += chunks.read(piece)?;
-                Ok(at)
-            });
-            assert_eq!(pieces, whole, "in pieces of {cut}: {}", bytes.escape_ascii());
+    /// What is carried, and how many bytes the body is, in pieces of so many.
+    fn cut(bytes: &[u8], size: usize) -> Result<(Vec<u8>, usize), Bad> {
+        let (mut chunks, mut data, mut ahead, mut left) = (Chunks::new(), Vec::new(), BytesMut::new(), 0);
+        for piece in bytes.chunks(size) {
+            ahead.extend_from_slice(piece);
+            while let Some(part) = chunks.next(&mut ahead)? {
+                data.extend_from_slice(&part);
+            }
+            left = ahead.len();
         }
-        whole
+        Ok((data, bytes.len() - left))
+    }
+
+    /// How many bytes the body is, however they are cut.
+    fn read(bytes: &[u8]) -> Result<usize, Bad> {
+        let whole = cut(bytes, bytes.len());
+        for size in [1, 2, 3, 7] {
+            assert_eq!(cut(bytes, size), whole, "in pieces of {size}: {}", bytes.escape_ascii());
+        }
+        whole.map(|(_, length)| length)
+    }
+
+    #[test]
+    fn the_chunks_come_off() {
+        let body = b"5;x=y\r\nhello\r\n1\r\n!\r\n0\r\nX: y\r\n\r\nGET";
+        assert_eq!(cut(body, body.len()), Ok((b"hello!".to_vec(), body.len() - 3)));
+        let (mut chunks, mut ahead) =
+            (Chunks::with_trailer(), BytesMut::from(&b"0\r\nX: y\r\nZ:\r\n\r\n"[..]));
+        assert_eq!((chunks.next(&mut ahead), chunks.ended()), (Ok(None), true));
+        assert_eq!(chunks.trailer(), b"X: y\r\nZ:\r\n");
     }
 
     #[test]
@@ -142,9 +179,9 @@ mod tests {
                 assert_eq!(read(format!("{body}{after}").as_bytes()), Ok(body.len()), "{body:?} {after:?}");
             }
             for cut in 0..body.len() {
-                let mut chunks = Chunks::new();
-                assert_eq!(chunks.read(&body.as_bytes()[..cut]), Ok(cut));
-                assert!(!chunks.ended(), "{:?}", &body[..cut]);
+                let (mut chunks, mut ahead) = (Chunks::new(), BytesMut::from(&body.as_bytes()[..cut]));
+                while chunks.next(&mut ahead).unwrap().is_some() {}
+                assert!(ahead.is_empty() && !chunks.ended(), "{:?}", &body[..cut]);
             }
         }
     }

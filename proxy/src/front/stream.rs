@@ -51,6 +51,11 @@ impl RequestStream {
         poll_fn(|cx| each!(self, stream => stream.poll_data(cx))).await
     }
 
+    /// Waits until it is known whether there is a body: its first piece is here, or its end.
+    pub async fn begun(&mut self) -> io::Result<()> {
+        poll_fn(|cx| each!(self, stream => stream.poll_begun(cx))).await
+    }
+
     /// The body has ended.
     pub fn is_read(&self) -> bool {
         each!(self, stream => stream.is_read())
@@ -73,6 +78,14 @@ impl RequestStream {
         match self {
             RequestStream::H2(stream) => stream.send_trailers(trailers),
             RequestStream::H3(stream) => stream.send_trailers(&trailers).await,
+        }
+    }
+
+    /// Gives the stream up behind what was sent on it, in a while.
+    pub fn cut(self) {
+        match self {
+            RequestStream::H2(stream) => drop(tokio::spawn(stream.cut())),
+            RequestStream::H3(stream) => drop(tokio::spawn(stream.cut())),
         }
     }
 

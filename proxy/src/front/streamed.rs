@@ -3,10 +3,11 @@
 //! one; a session of WebTransport, too, is a GET for all that follows. As strict as the reader of HTTP/1 heads, and pure.
 
 use super::head::{self, Bad, Body, Head, bad};
+use super::host;
 use http::Method;
 use http::header::{
-    CONTENT_LENGTH, COOKIE, HOST, HeaderMap, HeaderName, HeaderValue, SEC_WEBSOCKET_KEY,
-    SEC_WEBSOCKET_VERSION, TRANSFER_ENCODING,
+    CONTENT_LENGTH, COOKIE, EXPECT, HOST, HeaderMap, HeaderValue, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_VERSION,
+    TRANSFER_ENCODING,
 };
 use http::request::Parts;
 
@@ -17,6 +18,17 @@ pub enum Asks {
     WebSocket,
     /// A session of WebTransport, over HTTP/3 alone.
     WebTransport,
+}
+
+/// Neither a body's first piece nor the stream's end came in time.
+pub const SLOW: Bad = Bad { status: 408, why: "slow body" };
+
+/// Whether the head leaves it open if there is a body, so that what comes next decides. Who expects a 100 has one, and
+/// waits with it.
+pub fn may_have_a_body(parts: &Parts) -> bool {
+    parts.method != Method::CONNECT
+        && !parts.headers.contains_key(CONTENT_LENGTH)
+        && !parts.headers.contains_key(EXPECT)
 }
 
 /// `protocol` is the value of `:protocol`; `ended`: no body follows; `nonce` becomes the key that a server of
@@ -38,7 +50,7 @@ pub fn request(
         (true, Some(_)) => return Err(Bad { status: 501, why: "unknown :protocol" }),
     };
     authority(&mut parts)?;
-    head::host(&parts.headers, http::Version::HTTP_11)?;
+    host::check(&parts.headers, http::Version::HTTP_11)?;
     target(&mut parts)?;
     parts.headers = fields(std::mem::take(&mut parts.headers))?;
     let body = match asks {
@@ -58,8 +70,13 @@ pub fn request(
 fn authority(parts: &mut Parts) -> Result<(), Bad> {
     let Some(authority) = parts.uri.authority() else { return Ok(()) };
     let value = HeaderValue::from_str(authority.as_str()).map_err(|_| bad("malformed :authority"))?;
-    if parts.headers.get(HOST).is_some_and(|host| !host.as_bytes().eq_ignore_ascii_case(value.as_bytes())) {
-        return Err(bad(":authority and Host differ"));
+    let mut hosts = parts.headers.get_all(HOST).iter();
+    match (hosts.next(), hosts.next()) {
+        (Some(_), Some(_)) => return Err(bad("more than one Host")),
+        (Some(host), None) if !host.as_bytes().eq_ignore_ascii_case(value.as_bytes()) => {
+            return Err(bad(":authority and Host differ"));
+        }
+        _ => {}
     }
     parts.headers.insert(HOST, value);
     Ok(())
@@ -77,25 +94,18 @@ fn target(parts: &mut Parts) -> Result<(), Bad> {
     Ok(())
 }
 
-/// Crumbs of a cookie are one (RFC 9113, 8.2.3); names that could pass for others are dropped.
-fn fields(headers: HeaderMap) -> Result<HeaderMap, Bad> {
+/// Crumbs of a cookie are one (RFC 9113, 8.2.3).
+fn fields(mut headers: HeaderMap) -> Result<HeaderMap, Bad> {
     if headers.len() > head::MAX_HEADERS {
         return Err(Bad { status: 431, why: "too many headers" });
     }
     let crumbs: Vec<&[u8]> = headers.get_all(COOKIE).iter().map(HeaderValue::as_bytes).collect();
     let cookie = (crumbs.len() > 1).then(|| crumbs.join(&b"; "[..]));
-    let mut kept = HeaderMap::with_capacity(headers.len() + 8);
-    let disguised = |name: &HeaderName| head::is_disguised(name.as_str());
-    for name in headers.keys().filter(|name| !disguised(name)) {
-        for value in headers.get_all(name) {
-            kept.append(name, value.clone());
-        }
-    }
     if let Some(cookie) = cookie {
         let cookie = HeaderValue::from_bytes(&cookie).map_err(|_| bad("malformed Cookie"))?;
-        kept.insert(COOKIE, cookie);
+        headers.insert(COOKIE, cookie);
     }
-    Ok(kept)
+    Ok(headers)
 }
 
 fn body(headers: &HeaderMap, ended: bool) -> Result<Body, Bad> {
@@ -192,14 +202,14 @@ mod tests {
 
     #[test]
     fn host_cookie_and_length_are_one_each() {
-        let fields =
-            [("cookie", "a=1"), ("cookie", "b=2"), ("x_forwarded_for", "1.1.1.1"), ("host", "A.test")];
+        let fields = [("cookie", "a=1"), ("cookie", "b=2"), ("host", "A.test")];
         let (head, _) = status(parts("GET", "https://a.test/", &fields), None).unwrap();
         assert_eq!(head.parts.headers[COOKIE], "a=1; b=2");
         assert_eq!(head.parts.headers.get_all(COOKIE).iter().count(), 1);
-        assert!(!head.parts.headers.contains_key("x_forwarded_for"));
-        let table: [&[(&str, &str)]; 4] = [
+        let table: [&[(&str, &str)]; 6] = [
             &[("host", "b.test")],
+            &[("host", "a.test"), ("host", "b.test")],
+            &[("host", "a.test"), ("host", "a.test")],
             &[("content-length", "5")],
             &[("content-length", "0"), ("content-length", "0")],
             &[("transfer-encoding", "chunked")],

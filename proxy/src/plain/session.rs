@@ -1,13 +1,14 @@
-//! A request's stream of HTTP/2 or /3 as Pingora's `HttpProxy` takes it: the same path as for HTTP/1, with the
-//! stream's own way to read a body and to send an answer.
+//! A request as Pingora's `HttpProxy` takes it (its `custom` session), whatever carries it. Pingora's own session of
+//! HTTP/1 holds back what has a length, and knows no trailers.
 
+use super::carrier::Carrier;
 use crate::forward;
 use crate::front::head::{Body, Head};
-use crate::front::stream::RequestStream;
+use crate::upstream::watched::Told;
 use async_trait::async_trait;
 use bytes::Bytes;
-use http::header::{HeaderValue, TRANSFER_ENCODING};
-use http::{HeaderMap, Response};
+use http::header::{CONTENT_LENGTH, HeaderValue, TRANSFER_ENCODING};
+use http::{HeaderMap, Method};
 use pingora_core::protocols::Digest;
 use pingora_core::protocols::http::HttpTask;
 use pingora_core::protocols::http::custom::CustomMessageWrite;
@@ -17,6 +18,7 @@ use pingora_core::{Error, ErrorType, OrErr, Result};
 use pingora_http::{RequestHeader, ResponseHeader};
 use std::future::Future;
 use std::io;
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::timeout;
 
@@ -28,10 +30,12 @@ const READ_TIMEOUT: Duration = Duration::from_secs(60);
 
 type Messages = Box<dyn futures_util::Stream<Item = Result<Bytes>> + Unpin + Send + Sync + 'static>;
 
-pub struct Streamed {
+pub struct Exchange {
     head: RequestHeader,
     bodiless: bool,
-    stream: RequestStream,
+    carrier: Carrier,
+    /// Where trailers are to be found at the answer's end.
+    told: Arc<Told>,
     written: Option<Box<ResponseHeader>>,
     /// All of the answer is sent, or it was given up.
     ended: bool,
@@ -49,18 +53,13 @@ struct Retry {
     truncated: bool,
 }
 
-impl Streamed {
-    pub fn new(head: Head, stream: RequestStream) -> Streamed {
-        let Head { mut parts, body } = head;
-        // Pingora writes it as HTTP/1.1, and the framing is up to the head.
-        parts.version = http::Version::HTTP_11;
-        if body == Body::Chunked {
-            parts.headers.insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
-        }
-        Streamed {
-            head: parts.into(),
-            bodiless: body == Body::None,
-            stream,
+impl Exchange {
+    pub fn new(head: Head, carrier: Carrier, told: Arc<Told>) -> Result<Exchange> {
+        Ok(Exchange {
+            head: request_header(&head)?,
+            bodiless: head.body == Body::None,
+            carrier,
+            told,
             written: None,
             ended: false,
             retry: None,
@@ -69,7 +68,7 @@ impl Streamed {
             drain_timeout: None,
             sent: 0,
             read: 0,
-        }
+        })
     }
 
     async fn send<T>(
@@ -85,31 +84,82 @@ impl Streamed {
         sent.or_err(ErrorType::WriteError, "to the client's stream").map_err(|error| error.into_down())
     }
 
-    async fn send_head(&mut self, head: &ResponseHeader, end: bool) -> Result<()> {
+    async fn send_head(&mut self, head: Box<ResponseHeader>, end: bool) -> Result<()> {
         // Servers may answer twice by mistake; the first answer counts.
         let over = self.written.as_ref().is_some_and(|before| !before.status.is_informational());
         if over || self.ended {
             return Ok(());
         }
-        let mut response = Response::new(());
-        (*response.status_mut(), *response.headers_mut()) = (head.status, head.headers.clone());
-        forward::rewrite_response(response.headers_mut());
-        response.headers_mut().remove(TRANSFER_ENCODING);
-        Self::send(self.write_timeout, self.stream.send_head(response, end)).await?;
-        self.ended |= end && !head.status.is_informational();
+        Self::send(self.write_timeout, self.carrier.send_head((*head).clone(), end)).await?;
+        let ends = end && !head.status.is_informational();
+        self.written = Some(head);
+        if ends { self.end(None).await } else { Ok(()) }
+    }
+
+    async fn send_data(&mut self, data: Bytes, end: bool) -> Result<()> {
+        if self.ended {
+            return Ok(());
+        }
+        self.sent += data.len();
+        if !data.is_empty() {
+            Self::send(self.write_timeout, self.carrier.send_data(data)).await?;
+        }
+        if end { self.end(None).await } else { Ok(()) }
+    }
+
+    async fn end(&mut self, trailers: Option<HeaderMap>) -> Result<()> {
+        if self.ended {
+            return Ok(());
+        }
+        let trailers = trailers.or_else(|| self.told.take_trailers());
+        Self::send(self.write_timeout, self.carrier.end(trailers)).await?;
+        self.ended = true;
         Ok(())
+    }
+
+    async fn flush(&mut self) -> Result<()> {
+        Self::send(self.write_timeout, self.carrier.flush()).await
     }
 
     fn give_up(&mut self) {
         if !self.ended {
             self.ended = true;
-            self.stream.reset();
+            self.carrier.cut();
         }
     }
 }
 
+/// As a server of HTTP/1 is to get it. What has no body has no framing either, but where a server expects one.
+fn request_header(Head { parts, body }: &Head) -> Result<RequestHeader> {
+    let target = parts.uri.path_and_query().map_or("/", |target| target.as_str());
+    let mut header =
+        RequestHeader::build(parts.method.clone(), target.as_bytes(), Some(parts.headers.len() + 2))?;
+    header.set_version(parts.version.max(http::Version::HTTP_10).min(http::Version::HTTP_11));
+    for (name, value) in &parts.headers {
+        header.append_header(titled(name.as_str()), value.clone())?;
+    }
+    match body {
+        Body::Chunked => header.insert_header(TRANSFER_ENCODING, HeaderValue::from_static("chunked"))?,
+        Body::None
+            if [Method::POST, Method::PUT, Method::PATCH].contains(&parts.method)
+                && !parts.headers.contains_key(CONTENT_LENGTH) =>
+        {
+            header.insert_header(CONTENT_LENGTH, HeaderValue::from_static("0"))?;
+        }
+        Body::None | Body::Length(_) => {}
+    }
+    Ok(header)
+}
+
+/// A name in the form that old servers expect.
+fn titled(name: &str) -> String {
+    let mut out = Vec::with_capacity(name.len());
+    forward::write_name(name, &mut out);
+    String::from_utf8(out).unwrap_or_else(|_| name.to_owned())
+}
+
 #[async_trait]
-impl Session for Streamed {
+impl Session for Exchange {
     fn req_header(&self) -> &RequestHeader {
         &self.head
     }
@@ -123,10 +173,10 @@ impl Session for Streamed {
             return Ok(None);
         }
         let data = match self.read_timeout {
-            Some(limit) => timeout(limit, self.stream.data())
+            Some(limit) => timeout(limit, self.carrier.data())
                 .await
                 .map_err(|_| Error::new_down(ErrorType::ReadTimedout))?,
-            None => self.stream.data().await,
+            None => self.carrier.data().await,
         };
         let Some(data) = data.transpose().or_err(ErrorType::ReadError, "from the client's stream")? else {
             return Ok(None);
@@ -148,9 +198,8 @@ impl Session for Streamed {
     }
 
     async fn write_response_header(&mut self, head: Box<ResponseHeader>, end: bool) -> Result<()> {
-        self.send_head(&head, end).await?;
-        self.written = Some(head);
-        Ok(())
+        self.send_head(head, end).await?;
+        self.flush().await
     }
 
     async fn write_response_header_ref(&mut self, head: &ResponseHeader, end: bool) -> Result<()> {
@@ -158,47 +207,43 @@ impl Session for Streamed {
     }
 
     async fn write_body(&mut self, data: Bytes, end: bool) -> Result<()> {
-        if self.ended || (data.is_empty() && !end) {
-            return Ok(());
-        }
-        self.sent += data.len();
-        Self::send(self.write_timeout, self.stream.send_data(data, end)).await?;
-        self.ended |= end;
-        Ok(())
+        self.send_data(data, end).await?;
+        self.flush().await
     }
 
     async fn write_trailers(&mut self, trailers: HeaderMap) -> Result<()> {
-        if self.ended {
-            return Ok(());
-        }
-        Self::send(self.write_timeout, self.stream.send_trailers(trailers)).await?;
-        self.ended = true;
-        Ok(())
+        self.end(Some(trailers)).await?;
+        self.flush().await
     }
 
+    /// All that the server has sent so far; it goes on to the client at once.
     async fn response_duplex_vec(&mut self, tasks: Vec<HttpTask>) -> Result<bool> {
         let mut end = false;
         for task in tasks {
             end |= match task {
                 HttpTask::Header(head, end) => {
-                    self.write_response_header(head, end).await?;
+                    self.send_head(head, end).await?;
                     end
                 }
                 HttpTask::Body(data, end) => {
-                    self.write_body(data.unwrap_or_default(), end).await?;
+                    self.send_data(data.unwrap_or_default(), end).await?;
                     end
                 }
                 HttpTask::Trailer(Some(trailers)) => {
-                    self.write_trailers(*trailers).await?;
+                    self.end(Some(*trailers)).await?;
                     true
                 }
                 HttpTask::Trailer(None) | HttpTask::Done => true,
                 HttpTask::UpgradedBody(..) => return Err(Error::new_in(ErrorType::InternalError)),
-                HttpTask::Failed(error) => return Err(error),
+                HttpTask::Failed(error) => {
+                    self.flush().await?;
+                    return Err(error);
+                }
             };
         }
-        if end {
-            self.finish().await?;
+        match end {
+            true => self.finish().await?,
+            false => self.flush().await?,
         }
         Ok(end)
     }
@@ -241,17 +286,15 @@ impl Session for Streamed {
     }
 
     fn is_body_done(&mut self) -> bool {
-        self.bodiless || self.stream.is_read()
+        self.bodiless || self.carrier.is_read()
     }
 
     async fn finish(&mut self) -> Result<()> {
         if self.written.is_none() {
             self.give_up();
         }
-        if self.ended {
-            return Ok(());
-        }
-        self.write_body(Bytes::new(), true).await
+        self.end(None).await?;
+        self.flush().await
     }
 
     fn is_body_empty(&mut self) -> bool {
@@ -260,7 +303,7 @@ impl Session for Streamed {
 
     async fn read_body_or_idle(&mut self, no_body_expected: bool) -> Result<Option<Bytes>> {
         if no_body_expected || self.is_body_done() {
-            self.stream.gone().await;
+            self.carrier.gone().await;
             return Err(Error::new_down(ErrorType::ConnectionClosed));
         }
         self.read_body_bytes().await

@@ -4,11 +4,13 @@
 use super::identity::{Identity, Succession};
 use super::metrics::Metrics;
 use super::{Endpoint, Handed, Settings};
+use crate::tls::config::Speaks;
 use std::collections::BTreeMap;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use tokio::sync::mpsc;
+use weir_core::net::Family;
 
 /// What a successor gets of a process's QUIC endpoints: sockets by the address in the conf, in its order, and
 /// what is to be known of the connections on them.
@@ -25,6 +27,7 @@ pub struct Wanted<'a> {
     pub slot: Slot,
     /// The real address, that of its TCP listener: one port number.
     pub at: SocketAddr,
+    pub speaks: Speaks,
     pub settings: Settings<'a>,
 }
 
@@ -68,22 +71,63 @@ impl Endpoints {
     /// Binds what is new, or says which could not be and changes nothing.
     pub fn prepare<'a>(&mut self, wanted: Vec<Wanted<'a>>) -> Result<Prepared<'a>, (SocketAddr, io::Error)> {
         let (mut new, mut kept) = (Vec::new(), Vec::new());
+        let all: Vec<(SocketAddr, Speaks)> = wanted.iter().map(|wanted| (wanted.at, wanted.speaks)).collect();
         for wanted in wanted {
             let lingers = self.closed.get(&wanted.slot).is_some_and(|closed| !closed.has_ended());
             if lingers || self.open.contains_key(&wanted.slot) {
                 kept.push(wanted);
                 continue;
             }
-            let Wanted { slot, at, settings } = wanted;
+            let Wanted { slot, at, settings, speaks } = wanted;
             // It has ended, but it still has its socket.
             self.closed.remove(&slot);
+            if all.iter().any(|(other, its)| *its == speaks && self.covers(*other, at)) {
+                continue;
+            }
             let handed = self.inherited.iter().position(|(known, _)| *known == slot.0);
             let handed = handed.map(|at| self.inherited.remove(at).1);
             let (identity, metrics) = (self.identity.clone(), self.metrics.clone());
-            let endpoint = Endpoint::bind(at, handed, &settings, identity, metrics);
+            let family = Family::at(at, all.iter().map(|(addr, _)| *addr).chain(self.open_addrs()));
+            let endpoint = Endpoint::bind((at, family), handed, &settings, identity, metrics);
             new.push((slot, endpoint.map_err(|error| (at, error))?));
         }
+        let beside = self.beside(&kept, &all);
+        kept.extend(beside);
         Ok(Prepared { new, kept })
+    }
+
+    /// One at `[::]` that is for IPv6 alone cannot be made wider: what there is for IPv4 on its port stays, as it is.
+    fn beside<'a>(&self, kept: &[Wanted<'a>], all: &[(SocketAddr, Speaks)]) -> Vec<Wanted<'a>> {
+        let narrow = kept.iter().filter(|wanted| {
+            let open = self.open.get(&wanted.slot);
+            wanted.at.is_ipv6() && wanted.at.ip().is_unspecified() && open.is_some_and(|e| !e.has_both())
+        });
+        let of_v4 = |wanted: &Wanted<'a>| {
+            let (speaks, settings, port) = (wanted.speaks, wanted.settings.clone(), wanted.at.port());
+            let left = self.open.iter().map(|(slot, endpoint)| (*slot, endpoint.local_addr()));
+            let left = left.filter(move |(_, at)| at.is_ipv4() && at.port() == port);
+            let left = left.filter(|(_, at)| !all.iter().any(|(wanted, _)| wanted == at));
+            left.map(move |(slot, at)| Wanted { slot, at, speaks, settings: settings.clone() })
+                .collect::<Vec<_>>()
+        };
+        narrow.flat_map(of_v4).collect()
+    }
+
+    /// A socket at `[::]` that has both families and connections on it cannot be made narrower: it goes on serving
+    /// what would have a socket of its own.
+    fn covers(&self, wide: SocketAddr, at: SocketAddr) -> bool {
+        let is_wide = wide.is_ipv6() && wide.ip().is_unspecified();
+        let open = self.open.values().any(|e| e.local_addr() == wide && e.has_both());
+        let handed = |(_, handed): &(SocketAddr, Handed)| {
+            handed.udp.local_addr().is_ok_and(|local| local == wide)
+                && Family::of(&handed.udp, wide) == Some(Family::Both)
+        };
+        let beside = at.is_ipv4() && at.port() == wide.port();
+        is_wide && beside && (open || self.inherited.iter().any(handed))
+    }
+
+    fn open_addrs(&self) -> impl Iterator<Item = SocketAddr> {
+        self.open.values().chain(self.closed.values()).map(Endpoint::local_addr)
     }
 
     /// Opens, configures anew, and closes to new connections what is gone.
@@ -164,6 +208,45 @@ mod tests {
         "127.0.0.1:0".parse().unwrap()
     }
 
+    fn speaks() -> Speaks {
+        (&weir_conf::proxy::tls::Listen::at(any())).into()
+    }
+
+    #[tokio::test]
+    async fn one_socket_for_both_families_stays_when_they_are_listed_apart() {
+        let cert = Cert::new(0);
+        let conf = conf();
+        let port = std::net::UdpSocket::bind("[::]:0").unwrap().local_addr().unwrap().port();
+        let at = |host: &str| -> SocketAddr { format!("{host}:{port}").parse().unwrap() };
+        let (v4, v6) = (at("0.0.0.0"), at("[::]"));
+        let wanted = |addrs: &[SocketAddr]| -> Vec<Wanted<'_>> {
+            let one = |addr: &SocketAddr| Wanted {
+                slot: (*addr, 0),
+                at: *addr,
+                speaks: speaks(),
+                settings: cert.settings(&conf),
+            };
+            addrs.iter().map(one).collect()
+        };
+        let mut process = Process::new(None);
+        for (addrs, expected) in [(&[v6][..], &[v6][..]), (&[v4, v6], &[v6])] {
+            let prepared = process.endpoints.prepare(wanted(addrs)).unwrap();
+            process.endpoints.apply(prepared).unwrap();
+            assert_eq!(process.endpoints.local_addrs(), expected, "{addrs:?}");
+        }
+        drop(process);
+        // From the start each has its own.
+        let mut process = Process::new(None);
+        let prepared = process.endpoints.prepare(wanted(&[v4, v6])).unwrap();
+        process.endpoints.apply(prepared).unwrap();
+        assert_eq!(process.endpoints.local_addrs(), [v4, v6]);
+        for addrs in [&[v6][..], &[v4, v6]] {
+            let prepared = process.endpoints.prepare(wanted(addrs)).unwrap();
+            process.endpoints.apply(prepared).unwrap();
+            assert_eq!(process.endpoints.local_addrs(), [v4, v6], "{addrs:?}");
+        }
+    }
+
     struct Process {
         endpoints: Endpoints,
         opened: mpsc::UnboundedReceiver<Endpoint>,
@@ -180,7 +263,8 @@ mod tests {
         /// So many at port 0; says how many were opened.
         async fn reload(&mut self, cert: &Cert, count: usize) -> usize {
             let conf = conf();
-            let wanted = |n| Wanted { slot: (any(), n), at: any(), settings: cert.settings(&conf) };
+            let wanted =
+                |n| Wanted { slot: (any(), n), at: any(), speaks: speaks(), settings: cert.settings(&conf) };
             let prepared = self.endpoints.prepare((0..count).map(wanted).collect()).unwrap();
             self.endpoints.apply(prepared).unwrap();
             let mut opened = 0;
@@ -220,7 +304,8 @@ mod tests {
         let mut process = Process::new(None);
         process.reload(&cert, 1).await;
         let conf = conf();
-        let wanted = |at, n| Wanted { slot: (any(), n), at, settings: cert.settings(&conf) };
+        let wanted =
+            |at, n| Wanted { slot: (any(), n), at, speaks: speaks(), settings: cert.settings(&conf) };
         let all = vec![wanted(any(), 0), wanted(any(), 1), wanted(taken.local_addr().unwrap(), 2)];
         let (addr, error) = process.endpoints.prepare(all).err().unwrap();
         assert_eq!((addr, error.kind()), (taken.local_addr().unwrap(), io::ErrorKind::AddrInUse));

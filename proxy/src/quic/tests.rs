@@ -175,7 +175,8 @@ impl Served {
         let settings = cert.settings(conf);
         let metrics = Metrics::default();
         let at = (Ipv4Addr::LOCALHOST, 0).into();
-        let endpoint = Endpoint::bind(at, handed, &settings, identity.clone(), metrics.clone()).unwrap();
+        let endpoint =
+            Endpoint::bind((at, Family::Both), handed, &settings, identity.clone(), metrics.clone()).unwrap();
         let host = Arc::new(host);
         let (served, with) = (endpoint.clone(), host.clone());
         let task = tokio::spawn(async move { served.serve(with).await });

@@ -1,5 +1,6 @@
 //! Headers that a route removes, sets and adds, and the text that its templates make. Pure.
 
+use crate::guarded;
 use http::header::{HeaderMap, HeaderName, HeaderValue};
 use pingora_http::ResponseHeader;
 use std::net::IpAddr;
@@ -39,6 +40,14 @@ impl Edits {
 
     pub fn is_empty(&self) -> bool {
         self.remove.is_empty() && self.set.is_empty() && self.add.is_empty()
+    }
+
+    /// To a request. What is removed or set goes with all that a server may read as it.
+    pub fn apply_to_request(&self, headers: &mut HeaderMap, vars: &Vars) {
+        for name in self.remove.iter().chain(self.set.iter().map(|(name, _)| name)) {
+            guarded::remove(headers, name.as_str());
+        }
+        self.apply(headers, vars);
     }
 
     pub fn apply(&self, fields: &mut impl Fields, vars: &Vars) {

@@ -21,7 +21,7 @@ impl Route {
             head.uri = with_path(&head.uri, path)?;
         }
         if !self.request_headers.is_empty() {
-            self.request_headers.apply(&mut head.headers, &access.vars());
+            self.request_headers.apply_to_request(&mut head.headers, &access.vars());
         }
         forward::set_host(head, &self.host_header, trusted);
         Ok(())

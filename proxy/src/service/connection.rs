@@ -173,13 +173,24 @@ impl Service {
     /// One request on a stream of its own.
     pub async fn streamed(
         self: Arc<Self>,
-        stream: RequestStream,
+        mut stream: RequestStream,
         parts: Parts,
         mut link: Link,
         shutdown: &ShutdownWatch,
     ) {
         let snapshot = self.snapshot.load_full();
         let protocol = stream.protocol(&parts);
+        if streamed::may_have_a_body(&parts) && !stream.is_read() {
+            match timeout(snapshot.conf.head_timeout, stream.begun()).await {
+                Ok(Ok(())) => {}
+                // The client gave it up.
+                Ok(Err(_)) => return,
+                Err(_) => {
+                    let asker = Asker::new(By::Stream(stream), &link);
+                    return self.reject(asker, streamed::SLOW, link.ends.client.ip()).await;
+                }
+            }
+        }
         let ended = stream.is_read();
         let asker = Asker::new(By::Stream(stream), &link);
         let (mut head, asks) = match streamed::request(parts, protocol.as_deref(), ended, rand::random()) {

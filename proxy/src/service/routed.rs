@@ -6,16 +6,14 @@ use crate::access::{Access, End};
 use crate::admit::UnderWay;
 use crate::admit::counts::KeyPlace;
 use crate::admit::gate::{self, Admitted, AtGate};
-use crate::answer::ToHead;
-use crate::client::Client;
+use crate::answer::{self, ToHead};
 use crate::forward;
-use crate::front::arrive::{From, OfRequest, Permit, Places};
+use crate::front::arrive::{From, Permit, Places};
 use crate::front::asker::{Asker, By};
 use crate::front::head::{Body, Head};
 use crate::front::streamed::Asks;
 use crate::local::{Handshake, LogAtEnd, Status};
-use crate::plain::session::Streamed;
-use crate::plain::{self, Passage};
+use crate::plain::{self, After, Carrier, Exchange, Http1, Passage, Wishes};
 use crate::route::affinity::Issue;
 use crate::route::sticky::{Known, Pick};
 use crate::route::{Action, Asked, Route, Target, path};
@@ -23,6 +21,7 @@ use crate::snapshot::Snapshot;
 use crate::tunnel::greet::{self, Greeted};
 use crate::tunnel::{Held, Tunnel, limits};
 use crate::upstream::Plan;
+use crate::upstream::watched::Told;
 use http::request::Parts;
 use pingora_core::apps::HttpServerApp;
 use pingora_core::protocols::http::ServerSession;
@@ -31,6 +30,7 @@ use prometheus_client::metrics::histogram::Histogram;
 use serde_json::{Map, Value};
 use std::sync::Arc;
 use std::time::SystemTime;
+use tokio::sync::oneshot;
 use weir_core::accept::{Acceptor, Request};
 use weir_core::drain::Busy;
 
@@ -44,7 +44,7 @@ pub(super) struct Asking {
     pub(super) from: From,
     pub(super) access: Access,
     pub(super) asks: Asks,
-    pub(super) wants_close: bool,
+    pub(super) wishes: Wishes,
 }
 
 impl Asking {
@@ -125,21 +125,23 @@ impl Service {
         shutdown: &ShutdownWatch,
     ) -> Next {
         let own = (asking.from.bound, asking.from.client);
-        let Asking { asker, places, own_address, busy: _until_answered, head, access, wants_close, .. } =
-            asking;
+        let Asking { asker, places, own_address, busy: _until_answered, head, access, wishes, .. } = asking;
         let held = (own_address, held, under_way);
-        let passage = Passage { plan, access, route: route.clone(), issue, tls: asker.tls, own };
-        match asker.by {
+        // Over HTTP/2 and /3 trailers are passed on to whoever asks.
+        let takes_trailers = wishes.trailers || !matches!(asker.by, By::Connection(_));
+        let told = Arc::new(Told::new(wishes.head_alone, takes_trailers));
+        let passage = Passage { plan, access, route: route.clone(), issue, tls: asker.tls, own, told };
+        let carrier = match asker.by {
             By::Connection(client) => {
-                self.plain(client, (places, held), head, passage, wants_close, shutdown).await
+                let (exchange, given_back) = Http1::new(client, head.body, wishes);
+                self.plain(head, Carrier::Http1(exchange), passage, shutdown).await;
+                drop(held);
+                return after(given_back, places).await;
             }
-            By::Stream(stream) => {
-                let session = ServerSession::new_custom(Box::new(Streamed::new(head, stream)));
-                let _nothing_to_keep =
-                    plain::with(passage, self.plain.process_new_http(session, shutdown)).await;
-                Next::Done
-            }
-        }
+            By::Stream(stream) => Carrier::Stream(stream),
+        };
+        self.plain(head, carrier, passage, shutdown).await;
+        Next::Done
     }
 
     async fn handshake(
@@ -229,6 +231,12 @@ impl Service {
             Greeted::Refused(mut refusal) => {
                 self.outcome(&held.access, "refused_by_server");
                 let status = refusal.status();
+                // On a stream a success would be the tunnel's own (RFC 8441 §5, RFC 9220 §3).
+                if (200..300).contains(&status) && !matches!(asker.by, By::Connection(_)) {
+                    return self.answer(asker, &held.access, 502, None, "not_switched").await;
+                }
+                // Before ours are put in, which `Connection` could name.
+                forward::rewrite_response(refusal.headers_mut());
                 dress(refusal.headers_mut(), route, issue, &held.access);
                 let _client_gone = refusal.pass_on(asker).await;
                 held.access.log("websocket", End { status, bytes: None, cause: "refused_by_server" });
@@ -306,24 +314,32 @@ impl Service {
 
     async fn plain(
         self: &Arc<Self>,
-        mut client: Client,
-        (places, _of_request): (Places, OfRequest),
         head: Head,
+        carrier: Carrier,
         passage: Passage,
-        wants_close: bool,
         shutdown: &ShutdownWatch,
-    ) -> Next {
-        client.gate(head.body);
-        let mut session = ServerSession::new_http1(Box::new(client));
-        session.set_pipelined_prefix(plain::head_bytes(&head.parts));
-        let reused = plain::with(passage, self.plain.process_new_http(session, shutdown)).await;
-        let Some((stream, _settings)) = reused.map(|r| r.consume()) else { return Next::Done };
-        let Ok(mut client) = stream.into_any().downcast::<Client>() else { return Next::Done };
-        if wants_close || head.parts.version == http::Version::HTTP_10 {
-            return Next::Done;
+    ) {
+        match Exchange::new(head, carrier, passage.told.clone()) {
+            Ok(exchange) => {
+                let session = ServerSession::new_custom(Box::new(exchange));
+                let _given_back_by_itself =
+                    plain::with(passage, self.plain.process_new_http(session, shutdown)).await;
+            }
+            // What was read as a head can be written as one.
+            Err(error) => tracing::error!(%error, "a request cannot be sent on"),
         }
-        client.open();
-        Next::Another(*client, places)
+    }
+}
+
+/// What becomes of a connection of HTTP/1 after its exchange.
+async fn after(given_back: oneshot::Receiver<After>, places: Places) -> Next {
+    match given_back.await {
+        Ok(After::Next(client)) => Next::Another(client, places),
+        Ok(After::Close(mut client)) => {
+            answer::linger(client.stream()).await;
+            Next::Done
+        }
+        Ok(After::Cut) | Err(_) => Next::Done,
     }
 }
 

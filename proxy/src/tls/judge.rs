@@ -34,7 +34,7 @@ pub fn pair(cert: &str, key: &str, others: &[(String, &str)]) -> Vec<Remark> {
     let secret = read_key(key);
     let swapped = chain.is_err() && secret.is_err() && read_key(cert).is_ok() && read_certs(key).is_ok();
     let hint = if swapped {
-        "; the certificate is where the key should be, and the key where it should be"
+        "; the two are swapped: the certificate is where the key should be, and the key where the certificate should be"
     } else {
         ""
     };

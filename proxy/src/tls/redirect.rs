@@ -1,12 +1,12 @@
 //! From listeners without TLS to those with it, and telling browsers to come that way at once. Pure.
 
 use crate::answer;
+use crate::front::host;
 use crate::route::path;
 use bytes::Bytes;
 use http::header::{HOST, LOCATION};
 use http::request::Parts;
 use http::{HeaderValue, Response};
-use std::net::Ipv6Addr;
 use std::time::Duration;
 
 /// Where ACME looks for its challenges (RFC 8555 §8.3), and never over TLS.
@@ -51,14 +51,7 @@ fn host(head: &Parts) -> Option<&str> {
         (None, Some(host), None) => host.to_str().ok()?,
         _ => return None,
     };
-    let end = if text.starts_with('[') { text.find(']')? + 1 } else { text.find(':').unwrap_or(text.len()) };
-    let (host, port) = text.split_at(end);
-    let port = port.strip_prefix(':').unwrap_or(port);
-    let v6 = host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']'));
-    let fits = |b: u8| b.is_ascii_alphanumeric() || b"-_.".contains(&b);
-    let sound = v6.map_or_else(|| host.bytes().all(fits), |ip| ip.parse::<Ipv6Addr>().is_ok());
-    let sound = sound && (1..=255).contains(&host.len()) && port.bytes().all(|b| b.is_ascii_digit());
-    sound.then_some(host)
+    host::split(text).map(|(host, _)| host)
 }
 
 #[cfg(test)]

@@ -75,6 +75,7 @@ impl Cause {
         Manner {
             codes: Codes { client, server: GOING_AWAY },
             finish_up: matches!(self, Cause::Drained | Cause::Age | Cause::Expired),
+            hear_out: matches!(self, Cause::Protocol | Cause::FrameSize | Cause::Rate),
             client_is_gone: matches!(self, Cause::NoPong | Cause::ClientStalled),
         }
     }

@@ -38,10 +38,14 @@ pub struct Rules {
     pub frames: u64,
     /// Pongs are handed out one by one, whole.
     pub pongs: bool,
+    /// A Close frame may not begin.
+    pub no_close: bool,
 }
 
 impl Rules {
-    pub const NONE: Rules = Rules { max_size: u64::MAX, frames: u64::MAX, pongs: false };
+    pub const NONE: Rules = Rules { max_size: u64::MAX, frames: u64::MAX, pongs: false, no_close: false };
+    /// All that a peer says before it closes.
+    pub const UP_TO_CLOSE: Rules = Rules { no_close: true, ..Rules::NONE };
 }
 
 /// Why a scan went no further than it did.
@@ -55,6 +59,8 @@ pub enum Stop {
     TooLarge,
     /// What begins here is no frame of this sender.
     Nonsense,
+    /// A Close frame begins here.
+    Close,
     /// A whole pong stands here, of so many bytes. It was not counted: see [`Scanner::take`].
     Pong(usize),
 }
@@ -99,6 +105,9 @@ impl Scanner {
                 let whole = head.length + head.payload as usize;
                 let stop = if bytes.len() - at < whole { Stop::More } else { Stop::Pong(whole) };
                 return (at, stop);
+            }
+            if rules.no_close && head.opcode == CLOSE {
+                return (at, Stop::Close);
             }
             if head.opcode == CLOSE && self.close == 0 {
                 self.close = head.close;
@@ -426,7 +435,7 @@ pub mod tests {
     fn rules_stop_before_the_frame_that_they_are_about() {
         let mask = Some([9, 8, 7, 6]);
         let (small, large) = (frame(0x82, &[1; 10], mask), frame(0x82, &[1; 11], mask));
-        let rules = Rules { max_size: 10, frames: 2, pongs: true };
+        let rules = Rules { max_size: 10, frames: 2, pongs: true, no_close: false };
         let mut scanner = Scanner::new(Sender::Client);
         let all = [&small[..], &large].concat();
         assert_eq!(scanner.scan(&all, &rules), (small.len(), Stop::TooLarge));
@@ -440,6 +449,26 @@ pub mod tests {
         let cut = &two[..two.len() - 1];
         assert_eq!(Scanner::new(Sender::Client).scan(cut, &rules), (small.len(), Stop::More));
         assert_eq!(unmasked(&pong).collect::<Vec<_>>(), b"answer");
+    }
+
+    #[test]
+    fn the_message_under_way_has_a_number() {
+        let (mut scanner, mask) = (Scanner::new(Sender::Client), Some([1, 2, 3, 4]));
+        let cut = frame(0x82, b"payload", mask);
+        for (bytes, message) in [
+            (frame(0x81, b"one", mask), None),
+            (frame(0x01, b"two", mask), Some(2)),
+            (frame(0x89, b"ping", mask), Some(2)),
+            (frame(0x00, b"", mask), Some(2)),
+            (frame(0x80, b"end", mask), None),
+            (frame(0x02, b"three", mask), Some(3)),
+            (frame(0x80, b"", mask), None),
+            (cut[..cut.len() - 1].to_vec(), Some(4)),
+            (cut[cut.len() - 1..].to_vec(), None),
+        ] {
+            assert_eq!(scanner.scan(&bytes, &Rules::NONE), (bytes.len(), Stop::More));
+            assert_eq!(scanner.message(), message, "{bytes:?}");
+        }
     }
 
     #[test]

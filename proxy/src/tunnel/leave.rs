@@ -4,6 +4,7 @@
 
 use super::frames::{self, Rules, Stop};
 use super::relay::Way;
+use std::pin::Pin;
 use std::task::{Context, Poll};
 use tokio::io::{AsyncRead, AsyncWrite};
 
@@ -23,10 +24,13 @@ pub struct Parting {
 }
 
 /// ```text
-///   Frame ──(it has ended)──► Close ──(it is written)──► Silent
+///   Answers ──(a Close frame)──┐
+///   Frame ──(it has ended)─────┴──► Close ──(it is written)──► Silent
 /// ```
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Stage {
+    /// What the peer still says to what came before, up to its own Close frame.
+    Answers,
     Frame,
     Close,
     /// All that was to be written is; what comes in is thrown away.
@@ -34,19 +38,22 @@ enum Stage {
 }
 
 impl Parting {
-    /// `close`: the Close frame to end with. `finish`: a frame under way is worth waiting for.
-    pub fn new(way: &mut Way, close: Option<&[u8]>, finish: bool) -> Parting {
+    /// `close`: the Close frame to end with. `finish`: a frame under way is worth waiting for; `hear_out`: and all
+    /// that follows it.
+    pub fn new(way: &mut Way, close: Option<&[u8]>, finish: bool, hear_out: bool) -> Parting {
         let mut parting =
             Parting { stage: Stage::Frame, spoke: false, heard: !way.is_open(), patience: PATIENCE };
         parting.heard |= way.scanner.close().is_some();
-        if close.is_none() || !finish || way.scanner.is_at_boundary() || way.scanner.is_lost() {
+        if hear_out && close.is_some() && !parting.heard && !way.scanner.is_lost() {
+            parting.stage = Stage::Answers;
+        } else if close.is_none() || !finish || way.scanner.is_at_boundary() || way.scanner.is_lost() {
             parting.close(way, close);
         }
         parting
     }
 
     fn close(&mut self, way: &mut Way, close: Option<&[u8]>) {
-        self.spoke = close.is_some_and(|frame| way.inject(frame));
+        self.spoke = close.is_some_and(|frame| way.inject_last(frame));
         self.stage = Stage::Close;
     }
 
@@ -62,6 +69,21 @@ impl Parting {
         R: AsyncRead + Unpin,
         W: AsyncWrite + Unpin,
     {
+        while self.stage == Stage::Answers {
+            match way.is_stuck().then(|| way.flush(to, cx)) {
+                None | Some(Poll::Ready(Ok(()))) => {}
+                Some(Poll::Ready(Err(_))) => self.stage = Stage::Silent,
+                Some(Poll::Pending) => return,
+            }
+            match way.fill(from, scratch, usize::MAX, cx) {
+                Poll::Ready(Ok((end @ 1.., _))) => self.answers(way, to, &scratch[..end], close, cx),
+                Poll::Ready(_) => {
+                    self.heard = true;
+                    self.close(way, close);
+                }
+                Poll::Pending => return,
+            }
+        }
         while self.stage == Stage::Frame {
             match way.is_stuck().then(|| way.flush(to, cx)) {
                 None | Some(Poll::Ready(Ok(()))) => {}
@@ -89,8 +111,35 @@ impl Parting {
         {
             self.stage = Stage::Silent;
         }
-        if self.stage != Stage::Frame {
+        if matches!(self.stage, Stage::Close | Stage::Silent) {
             self.listen(way, from, scratch, cx);
+        }
+    }
+
+    /// Passes on what stands before the peer's Close frame; in place of that one comes ours.
+    fn answers<W: AsyncWrite + Unpin>(
+        &mut self,
+        way: &mut Way,
+        to: &mut W,
+        bytes: &[u8],
+        close: Option<&[u8]>,
+        cx: &mut Context<'_>,
+    ) {
+        let (pass, stop) = way.scanner.scan(bytes, &Rules::UP_TO_CLOSE);
+        if way.write(to, &bytes[..pass], cx).is_err() {
+            self.stage = Stage::Silent;
+            return;
+        }
+        match stop {
+            Stop::More => way.keep(&bytes[pass..], false),
+            Stop::Close => {
+                self.heard = true;
+                self.close(way, close);
+            }
+            _ => {
+                way.scanner.lose();
+                self.close(way, close);
+            }
         }
     }
 
@@ -149,6 +198,8 @@ pub struct Leaving {
     down: Parting,
     /// The client is taken for dead: nothing of it is waited for.
     client_is_gone: bool,
+    /// Nothing more goes to the client.
+    hung_up: bool,
 }
 
 /// Who is still worth a word, and a wait.
@@ -157,6 +208,8 @@ pub struct Manner {
     pub codes: Codes,
     /// The client's frame under way may end.
     pub finish_up: bool,
+    /// The server may answer what came before.
+    pub hear_out: bool,
     pub client_is_gone: bool,
 }
 
@@ -165,11 +218,12 @@ impl Leaving {
         let to_client = (!manner.client_is_gone).then(|| frames::close(manner.codes.client, None));
         let to_server = Some(frames::close(manner.codes.server, Some(rand::random())));
         Leaving {
-            up: Parting::new(up, to_server.as_deref(), manner.finish_up),
-            down: Parting::new(down, to_client.as_deref(), true),
+            up: Parting::new(up, to_server.as_deref(), manner.finish_up, false),
+            down: Parting::new(down, to_client.as_deref(), true, manner.hear_out),
             to_client,
             to_server,
             client_is_gone: manner.client_is_gone,
+            hung_up: false,
         }
     }
 
@@ -187,10 +241,25 @@ impl Leaving {
     {
         self.up.poll(up, (&mut *client, &mut *server), self.to_server.as_deref(), scratch, cx);
         self.down.poll(down, (&mut *server, &mut *client), self.to_client.as_deref(), scratch, cx);
+        // Its Close frame would not be known among what is no frame: it sees the connection's end, and ends its side.
+        if self.down.spoke && self.down.is_written() && up.scanner.is_lost() && !self.hung_up {
+            self.hung_up = Pin::new(&mut *client).poll_shutdown(cx).is_ready();
+        }
         let written = self.up.is_written() && (self.down.is_written() || self.client_is_gone);
         let client_done = self.client_is_gone || !self.down.spoke || self.up.heard;
         let server_done = !self.up.spoke || self.down.heard;
         if written && client_done && server_done { Poll::Ready(()) } else { Poll::Pending }
+    }
+
+    /// The server has had its time to answer; true: it was still having it.
+    pub fn hurry(&mut self, down: &mut Way) -> bool {
+        let answers = self.down.stage == Stage::Answers;
+        if answers && down.scanner.is_at_boundary() {
+            self.down.close(down, self.to_client.as_deref());
+        } else if answers {
+            self.down.stage = Stage::Frame;
+        }
+        answers
     }
 
     /// The client was told why.

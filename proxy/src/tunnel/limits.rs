@@ -171,15 +171,17 @@ impl Guard {
                 max_size: self.max_frame,
                 frames: allowance.frames.saturating_sub(begun),
                 pongs: self.pings && !scanner.is_lost(),
+                no_close: false,
             };
             let (n, stop) = scanner.scan(&bytes[pass..end], &rules);
             pass += n;
             match stop {
                 Stop::More => break Verdict::Good,
                 Stop::TooLarge => break Verdict::TooLarge,
-                Stop::Nonsense if self.limits() => break Verdict::Nonsense,
-                // Nothing hangs on it, so it is left to the two ends.
-                Stop::Nonsense => scanner.lose(),
+                // What follows a Close frame is of no interest to anybody (RFC 6455 §1.4).
+                Stop::Nonsense if self.limits() && scanner.close().is_none() => break Verdict::Nonsense,
+                // Nothing hangs on it, so it is left to the two ends. (Close frames are not stopped at.)
+                Stop::Nonsense | Stop::Close => scanner.lose(),
                 Stop::Frames if self.over == Over::Close => break Verdict::OverRate,
                 Stop::Frames => break Verdict::Later,
                 Stop::Pong(length) if self.is_ours(&bytes[pass..pass + length]) => {

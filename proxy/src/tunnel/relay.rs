@@ -269,7 +269,12 @@ impl Way {
 
     /// Puts a frame of ours in, if one may stand here.
     pub fn inject(&mut self, frame: &[u8]) -> bool {
-        if self.state != State::Open || !self.scanner.takes_a_frame() {
+        self.state == State::Open && self.inject_last(frame)
+    }
+
+    /// The same for the last frame of all, which may also stand behind the input's end.
+    pub fn inject_last(&mut self, frame: &[u8]) -> bool {
+        if self.state == State::Done || !self.scanner.takes_a_frame() {
             return false;
         }
         self.spill = match self.spill.is_empty() {
@@ -277,6 +282,18 @@ impl Way {
             false => [&self.spill[..], frame].concat().into(),
         };
         true
+    }
+
+    /// All is said in this direction: a Close frame has gone by, and nothing waits.
+    pub fn is_said(&self) -> bool {
+        self.scanner.close().is_some() && self.scanner.is_at_boundary() && !self.is_stuck()
+    }
+
+    /// Takes this for the input's end.
+    pub fn finish(&mut self) {
+        if self.state == State::Open {
+            self.state = State::Ending;
+        }
     }
 
     pub fn is_open(&self) -> bool {

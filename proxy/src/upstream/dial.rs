@@ -3,8 +3,10 @@
 use super::address::Address;
 use super::stream::{ServerStream, Socket};
 use super::tls;
+use super::watched::Idle;
 use std::io;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 use tokio::io::AsyncWriteExt;
@@ -20,11 +22,13 @@ pub struct Dial {
     /// The other address was the better one last time.
     other: AtomicBool,
     pub tls: Option<(tls::Client, ServerName<'static>)>,
+    /// Connections that wait for a request.
+    pub idle: Arc<Idle>,
 }
 
 impl Dial {
     pub fn new(address: Address, tls: Option<(tls::Client, ServerName<'static>)>) -> Dial {
-        Dial { address, other: AtomicBool::new(false), tls }
+        Dial { address, other: AtomicBool::new(false), tls, idle: Arc::default() }
     }
 
     /// The address that the next connection goes to first; `None`: a unix socket.

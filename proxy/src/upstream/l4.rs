@@ -6,6 +6,7 @@ use super::attempt::{Attempt, blame};
 use super::bound::{self, Bound, Followed};
 use super::server::Server;
 use super::stream::ServerStream;
+use super::watched::{Idle, Told, Watched};
 use async_trait::async_trait;
 use pingora_core::connectors::l4::Connect;
 use pingora_core::protocols::l4::socket::SocketAddr;
@@ -25,6 +26,8 @@ pub struct Way<'a> {
     pub fresh: bool,
     /// The client's own connections, and their group.
     pub own: Option<(&'a Bound, u64)>,
+    /// Whoever wants to know of trailers.
+    pub told: &'a Arc<Told>,
 }
 
 /// True: the connection must end with the request.
@@ -35,6 +38,15 @@ pub fn peer(attempt: &Attempt, way: &Way<'_>) -> Result<(Box<HttpPeer>, bool)> {
         (Address::Unix(path), _) => HttpPeer::new_uds(&path.to_string_lossy(), false, String::new())?,
     };
     let keep = attempt.keeps_connections();
+    let ours = way.told.wanted || server.dial.tls.is_some();
+    if ours && way.own.is_none() && attempt.header().is_none() {
+        peer.group_key = bound::new_group();
+        peer.options.total_connection_timeout = Some(way.connect);
+        let home = (server.dial.idle.clone(), keep);
+        let watching = Watching { server: server.clone(), told: way.told.clone(), home, fresh: way.fresh };
+        peer.options.custom_l4 = Some(Arc::new(watching));
+        return Ok((Box::new(peer), keep.is_zero()));
+    }
     let tied = server.dial.tls.is_some() || (attempt.header().is_some() && way.own.is_none());
     let single = tied || (way.own.is_none() && (way.fresh || keep.is_zero()));
     let options = &mut peer.options;
@@ -70,6 +82,42 @@ pub fn is_our_lack(error: &Error) -> bool {
         || wraps.is_some_and(|error| is_our_lack(error))
 }
 
+/// Of which the answer is followed; kept by us.
+struct Watching {
+    server: Arc<Server>,
+    told: Arc<Told>,
+    home: (Arc<Idle>, Duration),
+    fresh: bool,
+}
+
+impl fmt::Debug for Watching {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Watching").field("server", &self.server.shared.name).finish_non_exhaustive()
+    }
+}
+
+#[async_trait]
+impl Connect for Watching {
+    async fn connect(&self, _: &SocketAddr) -> Result<Stream> {
+        let open = self.server.dial.open(None);
+        match Watched::new(self.told.clone(), self.home.clone(), self.fresh, open).await {
+            Ok(watched) => Ok(VirtualSocketStream::new(Box::new(watched)).into()),
+            Err(error) => Err(failed(error)),
+        }
+    }
+}
+
+/// As Pingora calls it.
+fn failed(error: io::Error) -> Box<Error> {
+    let kind = match blame(&error) {
+        None => ErrorType::SocketError,
+        Some("refused") => ErrorType::ConnectRefused,
+        Some("tls") => ErrorType::TLSHandshakeFailure,
+        Some(_) => ErrorType::ConnectError,
+    };
+    Error::because(kind, "cannot connect", error)
+}
+
 struct Ours {
     server: Arc<Server>,
     header: Option<Vec<u8>>,
@@ -93,15 +141,7 @@ impl Connect for Ours {
             Ok(ServerStream::Tcp(tcp)) => Ok(tcp.into()),
             Ok(ServerStream::Unix(unix)) => Ok(unix.into()),
             Ok(tls) => Ok(VirtualSocketStream::new(Box::new(tls)).into()),
-            Err(error) => {
-                let kind = match blame(&error) {
-                    None => ErrorType::SocketError,
-                    Some("refused") => ErrorType::ConnectRefused,
-                    Some("tls") => ErrorType::TLSHandshakeFailure,
-                    Some(_) => ErrorType::ConnectError,
-                };
-                Err(Error::because(kind, "cannot connect", error))
-            }
+            Err(error) => Err(failed(error)),
         }
     }
 }

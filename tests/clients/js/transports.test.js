@@ -155,3 +155,25 @@ test('WebSocket and SDK over HTTP/3', HERE, async () => {
     assert.equal(await handshakes('h3'), 2);
   });
 });
+
+// The server behind takes no chunks, and answers 501 to them.
+test('plain requests over HTTP/3 to a strict server', { skip: process.env.WEIR_ONLY !== 'strict' }, async () => {
+  const flags = [`--origin-to-force-quic-on=${HOST}`, `--ignore-certificate-errors-spki-list=${SPKI}`];
+  await inBrowser(flags, async (page) => {
+    const got = await page.evaluate(async () => {
+      const ask = async (method, body) => {
+        const response = await fetch('/strict', { method, body, cache: 'no-store' });
+        await response.text();
+        const timing = performance.getEntriesByType('resource').filter((e) => e.name.endsWith('/strict')).at(-1);
+        return [method, response.status, timing.nextHopProtocol];
+      };
+      const all = [];
+      for (const [method, body] of [['GET'], ['HEAD'], ['DELETE'], ['POST'], ['PUT'], ['POST', 'body']]) {
+        all.push(await ask(method, body));
+      }
+      return all;
+    });
+    for (const [method, status, protocol] of got) assert.deepEqual([status, protocol], [200, 'h3'], method);
+    assert.equal(got.length, 6);
+  });
+});

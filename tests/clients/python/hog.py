@@ -59,7 +59,7 @@ class Http2(asyncio.Protocol):
         return self.answers[stream]
 
     @staticmethod
-    async def connect(source, host, port):
+    async def dial(source, host, port):
         tls = ssl.create_default_context()
         tls.check_hostname, tls.verify_mode = False, ssl.CERT_NONE
         tls.set_alpn_protocols(["h2"])
@@ -90,7 +90,7 @@ class Http3(QuicConnectionProtocol):
         return self.answers[stream]
 
     @staticmethod
-    async def connect(source, host, port):
+    async def dial(source, host, port):
         configuration = QuicConfiguration(
             is_client=True, alpn_protocols=H3_ALPN, verify_mode=ssl.CERT_NONE, server_name="localhost"
         )
@@ -109,7 +109,7 @@ class Http3(QuicConnectionProtocol):
 
 async def hog(kind, host, port, connections, streams):
     """All that it opened, and what was answered: only refusals are."""
-    opened = [await kind.connect(HOG, host, port) for _ in range(connections)]
+    opened = [await kind.dial(HOG, host, port) for _ in range(connections)]
     answers = [c.ask(head(host, port, "/never")) for c in opened for _ in range(streams)]
     # Refusals come at once.
     await asyncio.sleep(3)
@@ -122,7 +122,7 @@ async def other(kind, host, port):
     longest = 0.0
     for _ in range(ASKED):
         start = time.monotonic()
-        connection = await kind.connect(OTHER, host, port)
+        connection = await kind.dial(OTHER, host, port)
         status = await asyncio.wait_for(connection.ask(head(host, port, "/fast")), DEADLINE)
         assert status == "200", status
         connection.leave()

@@ -27,8 +27,11 @@ async fn one_address_does_not_take_them_all() {
         server.addr()
     );
     // Limits are those that ship.
-    let process =
-        Spec::text("proxy", text).descriptors(DESCRIPTORS).start(&[("proxy.listen", &listen)]).await;
+    let process = Spec::text("proxy", text)
+        .descriptors(DESCRIPTORS)
+        .set("telemetry.filter", "info,weir_proxy::access=off,pingora=warn")
+        .start(&[("proxy.listen", &listen)])
+        .await;
     let warning = process.logged("of too few descriptors", |l| l.contains("too few open descriptors")).await;
     for said in ["LimitNOFILE", "proxy.max_connections, proxy.max_requests", "limit=2000"] {
         assert!(warning.contains(said), "{warning}");

@@ -106,7 +106,7 @@ async fn aioquic_opens_websockets_over_http_3() {
     assert_eq!(secure.handshakes("h3").await, 20.0);
 }
 
-fn chromium(tls: &Tls, proxy: &Process) -> tokio::process::Command {
+pub fn chromium(tls: &Tls, proxy: &Process) -> tokio::process::Command {
     let mut command = node_tests("transports.test.js");
     command
         .env("WEIR_TLS", tls.port.to_string())

@@ -188,10 +188,13 @@ async fn an_office_comes_back_at_once() {
     assert_eq!(process.metric("weir_proxy_refused_total", &[]).await, 0.0);
 }
 
+/// Of a conf, set to these values.
+type Keys = &'static [(&'static str, &'static str)];
+
 /// Whatever refuses somebody is found in the log, by the key that did it; a flood of it takes a few lines.
 #[tokio::test]
 async fn each_refusal_names_its_key_in_the_log() {
-    let table: [(&str, &[(&str, &str)], &str); 6] = [
+    let table: [(&str, Keys, &str); 6] = [
         ("connections_per_ip", &[("proxy.max_connections_per_ip", "1")], "proxy.max_connections_per_ip"),
         ("connections", &[("proxy.max_connections", "1")], "proxy.max_connections"),
         ("denied", &[("proxy.deny", "[\"127.0.0.2\"]")], "proxy.allow, proxy.deny"),

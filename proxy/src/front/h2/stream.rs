@@ -10,10 +10,16 @@ use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::time::{Instant, sleep};
 
 /// Asked of the window at once.
 const AT_ONCE: usize = 16 << 10;
+
+/// What was sent before an answer broke off has so long to be written.
+const ON_THE_WAY: Duration = Duration::from_secs(1);
+const WRITTEN_LOOK: Duration = Duration::from_millis(5);
 
 /// Dropped before both directions have ended, it is reset.
 #[derive(Debug)]
@@ -25,12 +31,14 @@ pub struct Stream {
     /// After the head of the answer.
     send: Option<SendStream<Bytes>>,
     ended: bool,
+    /// The last piece that was handed to the connection, which holds it until it is written.
+    last: Bytes,
     calm: Arc<Calm>,
 }
 
 impl Stream {
     pub fn new(recv: RecvStream, respond: SendResponse<Bytes>, calm: Arc<Calm>) -> Stream {
-        Stream { recv, rest: Bytes::new(), respond, send: None, ended: false, calm }
+        Stream { recv, rest: Bytes::new(), respond, send: None, ended: false, last: Bytes::new(), calm }
     }
 
     pub fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<()> {
@@ -54,6 +62,18 @@ impl Stream {
         }
     }
 
+    /// Ready when the body's first piece is here, or its end.
+    pub fn poll_begun(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while self.rest.is_empty() {
+            match ready!(self.recv.poll_data(cx)) {
+                // An empty frame is no end.
+                Some(data) => self.rest = data.map_err(failed)?,
+                None => break,
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+
     pub fn is_read(&self) -> bool {
         self.rest.is_empty() && self.recv.is_end_stream()
     }
@@ -74,6 +94,7 @@ impl Stream {
             let part = data.split_to(room.min(data.len()));
             let last = end && data.is_empty();
             self.calm.sent(part.len());
+            self.last = part.clone();
             self.sender()?.send_data(part, last).map_err(failed)?;
             self.ended |= last;
         }
@@ -94,6 +115,16 @@ impl Stream {
         self.ended = true;
     }
 
+    /// Gives the stream up when what was sent is written, as far as the client takes it: with a reset the rest is
+    /// thrown away.
+    pub async fn cut(mut self) {
+        let until = Instant::now() + ON_THE_WAY;
+        while !self.last.is_unique() && Instant::now() < until {
+            sleep(WRITTEN_LOOK).await;
+        }
+        self.reset();
+    }
+
     fn taken(&mut self, bytes: usize) -> io::Result<()> {
         self.recv.flow_control().release_capacity(bytes).map_err(failed)
     }
@@ -103,6 +134,7 @@ impl Stream {
     }
 
     fn end(&mut self) -> io::Result<()> {
+        self.last = Bytes::new();
         if !self.ended {
             self.ended = true;
             self.sender()?.send_data(Bytes::new(), true).map_err(failed)?;
@@ -140,15 +172,12 @@ impl AsyncRead for Stream {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        while self.rest.is_empty() {
-            match ready!(self.recv.poll_data(cx)) {
-                // An empty frame is no end.
-                Some(data) => self.rest = data.map_err(failed)?,
-                None => return Poll::Ready(Ok(())),
-            }
-        }
+        ready!(self.poll_begun(cx))?;
         let n = self.rest.len().min(buf.remaining());
         buf.put_slice(&self.rest[..n]);
+        if n == 0 {
+            return Poll::Ready(Ok(()));
+        }
         self.rest.advance(n);
         if self.rest.is_empty() {
             self.rest = Bytes::new();

@@ -18,6 +18,7 @@ use std::io;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 use weir_h3::frame::{self, Frame};
 use weir_h3::{Code, Error, head};
@@ -34,6 +35,8 @@ pub struct H3Stream {
     frames: frame::Reader,
     /// Read, and not yet given on.
     ahead: Bytes,
+    /// The content's first piece, which was waited for.
+    first: Option<Bytes>,
     /// A frame on its way: header and payload.
     pub(super) out: [Bytes; 2],
     /// Of the content, by `content-length`, still to come.
@@ -80,6 +83,7 @@ impl H3Stream {
             frames: frame::Reader::request(shared.limits.max_field_section),
             shared,
             ahead,
+            first: None,
             out: [Bytes::new(), Bytes::new()],
             left: None,
             trailers: None,
@@ -95,7 +99,15 @@ impl H3Stream {
 
     /// The client has ended its direction, and all of it was read.
     pub fn is_read(&self) -> bool {
-        self.reading != Half::Open && self.ahead.is_empty()
+        self.reading != Half::Open && self.ahead.is_empty() && self.first.is_none()
+    }
+
+    /// Ready when the content's first piece is here, or its end.
+    pub fn poll_begun(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.first.is_none() {
+            self.first = ready!(self.poll_data(cx)).transpose()?;
+        }
+        Poll::Ready(Ok(()))
     }
 
     pub fn id(&self) -> u64 {
@@ -178,7 +190,10 @@ impl H3Stream {
 
     /// The next piece of the content or of the tunnel's bytes, as QUIC has it; `None` at its end.
     pub fn poll_data(&mut self, cx: &mut Context<'_>) -> Poll<Option<io::Result<Bytes>>> {
-        self.poll_piece(cx, usize::MAX)
+        match self.first.take() {
+            Some(first) => Poll::Ready(Some(Ok(first))),
+            None => self.poll_piece(cx, usize::MAX),
+        }
     }
 
     pub async fn data(&mut self) -> Option<io::Result<Bytes>> {
@@ -256,6 +271,15 @@ impl H3Stream {
         if self.reading == Half::Open {
             self.reading = Half::Broken(io::ErrorKind::ConnectionAborted);
         }
+    }
+
+    /// Gives the stream up when what was sent has had time to arrive: with a reset QUIC forgets what it still has to
+    /// send, and a client what it has not read.
+    pub async fn cut(self) {
+        let on_the_way =
+            (self.shared.conn.rtt() * 2).clamp(Duration::from_millis(50), Duration::from_secs(1));
+        tokio::time::sleep(on_the_way).await;
+        self.abort(Code::H3_REQUEST_CANCELLED);
     }
 
     pub fn abort(mut self, why: Code) {

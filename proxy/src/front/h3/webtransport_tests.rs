@@ -77,6 +77,25 @@ fn dialects() -> Vec<(&'static str, bool, Settings)> {
     ]
 }
 
+/// An open session is use, whether anything is said in it or not.
+#[tokio::test]
+async fn a_session_keeps_its_connection() {
+    let idle = std::time::Duration::from_millis(200);
+    let limits = Limits { head_timeout: idle, idle_timeout: idle, ..Limits::default() };
+    let server = Server::with(sessions, limits).await;
+    let (protocol, draft02, settings) = dialects().remove(0);
+    let client = server.client_with(&settings).await;
+    let mut connect = ask(&client, protocol, "/", draft02).await;
+    assert_eq!(connect.status().await, StatusCode::OK);
+    tokio::time::sleep(5 * idle).await;
+    let (mut send, mut recv) = open(&client, connect.id()).await;
+    send.write_all(b"bye").await.unwrap();
+    assert_eq!(within(recv.read_to_end(100)).await.unwrap(), b"bye");
+    assert_eq!(close(&mut connect).await, Some((3501, "as you wish".to_owned())));
+    connect.send.finish().unwrap();
+    assert_eq!(client.closed().await, Code::H3_NO_ERROR);
+}
+
 #[tokio::test]
 async fn bytes_datagrams_and_a_close_in_every_dialect() {
     let server = Server::start(sessions).await;
