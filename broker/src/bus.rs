@@ -53,6 +53,15 @@ pub trait Bus: Send + Sync + 'static {
     /// successors are no longer all there, is the caller's to notice from what is returned.
     fn history(&self, channel: String, query: HistoryQuery, stream: StreamOptions) -> Call<'_, History>;
 
+    /// The first part of what [`Bus::history`] would read: what comes in one answer, at most some megabytes (and one
+    /// publication at least). True: it goes on after the last one.
+    fn history_page(
+        &self,
+        channel: String,
+        query: HistoryQuery,
+        stream: StreamOptions,
+    ) -> Call<'_, (History, bool)>;
+
     /// Forgets a channel's publications; epoch and top stay.
     fn history_remove(&self, channel: String) -> Call<'_, ()>;
 

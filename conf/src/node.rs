@@ -1,7 +1,7 @@
 //! `[node]`: tier 2.
 
 use crate::section::keys;
-use crate::units::{Bytes, Cidr, Rate, Secret};
+use crate::units::{self, Bytes, Cidr, Secret};
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -49,8 +49,12 @@ pub struct Node {
     pub stale_timeout: Duration,
     /// Grace after a token's expiry for the refresh to come.
     pub expired_grace: Duration,
-    /// Publications returned by one history call or recovery.
+    /// Publications returned by one history call, and in the reply of one recovery; the rest of that follows.
     pub history_limit: u32,
+    /// Bytes of one reply about history or presence.
+    pub reply_size: usize,
+    /// Bytes of all replies together that are larger than their clients' outboxes; over it 3008 for the slowest.
+    pub replies_memory: usize,
     /// Brokers to attach to, tried in order from a random start; only without the broker role here.
     pub brokers: Vec<String>,
     pub broker_secret: Secret,
@@ -63,7 +67,31 @@ pub struct Node {
     pub bus_timeout: Duration,
     /// Events that may wait for this node at its bus; over it a resync.
     pub inbox_size: usize,
+    /// Joins and leaves of one channel are told together, once in this time; zero: each at once.
+    pub join_leave_window: Duration,
+    pub rate: Rate,
     pub drain: Drain,
+}
+
+/// What clients may ask for; over it error 111, and 3013 for whoever goes on.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Rate {
+    /// So much time's worth may come at once.
+    pub burst: Duration,
+    pub connection: Rates,
+    /// Of one user, all his connections to this node together.
+    pub user: Rates,
+}
+
+/// Zero: no limit.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Rates {
+    pub commands: units::Rate,
+    pub publications: units::Rate,
+    pub subscribes: units::Rate,
+    pub new_channels: units::Rate,
+    pub reads: units::Rate,
+    pub rpcs: units::Rate,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -85,7 +113,7 @@ pub struct Token {
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Drain {
     /// Clients told to go, per second.
-    pub rate: Rate,
+    pub rate: units::Rate,
     pub timeout: Duration,
 }
 
@@ -119,6 +147,8 @@ keys!(Node {
     stale_timeout in TICK..,
     expired_grace,
     history_limit in 1..,
+    reply_size as Bytes in Bytes(1024)..=Bytes(1 << 30),
+    replies_memory as Bytes in Bytes(1024)..,
     brokers,
     broker_secret,
     broker_tls_cert,
@@ -126,8 +156,14 @@ keys!(Node {
     broker_tls_ca,
     bus_timeout in TICK..,
     inbox_size in 1..,
+    join_leave_window in Duration::ZERO..=Duration::from_secs(10),
+    rate,
     drain,
 });
+
+keys!(Rate { burst in TICK..=Duration::from_secs(3600), connection, user });
+
+keys!(Rates { commands, publications, subscribes, new_channels, reads, rpcs });
 
 keys!(Token {
     hmac_secret,

@@ -218,9 +218,32 @@ hmac_secret = "short"
             "f:9:1: proxy.route[1]: is never reached: proxy.route[0] takes all its requests",
             "f:17:15: node.api_body_size: 512KiB is more than node.outbox_size 32KiB: one publication could overflow every subscriber's outbox",
             "f:17:15: node.message_size: 64KiB is more than node.outbox_size 32KiB: one publication could overflow every subscriber's outbox",
+            "f:17:15: broker.message_size: 1MiB is more than node.outbox_size 32KiB: one publication could overflow every subscriber's outbox",
             "f:19:15: node.token.hmac_secret: is shorter than 32 bytes (RFC 7518 §3.2), so it may be guessed",
         ]
     );
+}
+
+#[test]
+fn limits_that_contradict_each_other_are_warned_of() {
+    let told = |text: &str| {
+        let told = warnings(&Sources::new().text("f", text));
+        told.iter().map(|line| line.split(": ").nth(1).unwrap().to_owned()).collect::<Vec<_>>()
+    };
+    let none: [&str; 0] = [];
+    let cases: &[(&str, &[&str])] = &[
+        ("[node]\nmessage_size = \"1MiB\"\n", &none),
+        ("[node]\nmessage_size = \"2MiB\"\n", &["node.message_size", "node.message_size"]),
+        ("[node]\napi_body_size = \"2MiB\"\n", &["node.api_body_size"]),
+        ("[node]\nreply_size = \"300MiB\"\n", &["node.reply_size"]),
+        ("[broker]\nmessage_size = \"2MiB\"\n", &["broker.message_size"]),
+        ("[node]\noutbox_size = \"2MiB\"\n[broker]\nmessage_size = \"2MiB\"\n", &none),
+        ("[channel]\nhistory_size = 10000\nhistory_ttl = \"1h\"\n", &none),
+        ("[channel]\nhistory_size = 100000\nhistory_ttl = \"1h\"\n", &["channel.history_size"]),
+    ];
+    for (text, keys) in cases {
+        assert_eq!(told(text), *keys, "{text}");
+    }
 }
 
 #[test]

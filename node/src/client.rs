@@ -4,9 +4,11 @@ use crate::frame;
 use crate::hub::Channel;
 use crate::outbox::Outbox;
 use crate::protocol::Format;
+use crate::rates::Meter;
 use crate::session::{Event, Ticket};
 use bytes::Bytes;
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use weir_core::accept::{NoDatagram, Session};
 use weir_core::sync::lock;
@@ -20,6 +22,10 @@ pub struct Client {
     pub id: Arc<str>,
     pub format: Format,
     pub outbox: Outbox,
+    /// `None`: whatever it asks for (in tests of parts).
+    pub meter: Option<Arc<Meter>>,
+    /// Bytes on their way to it that the outbox does not count.
+    beside: AtomicUsize,
     /// `Some`: takes datagrams, by its own wish.
     datagrams: Option<Arc<dyn Session>>,
     user: OnceLock<Arc<str>>,
@@ -42,6 +48,8 @@ impl Client {
             id,
             format,
             outbox: Outbox::new(outbox_size),
+            meter: None,
+            beside: AtomicUsize::new(0),
             datagrams: None,
             user: OnceLock::new(),
             mail: Mutex::default(),
@@ -53,6 +61,10 @@ impl Client {
         Client { datagrams, ..self }
     }
 
+    pub fn with_meter(self, meter: Arc<Meter>) -> Client {
+        Client { meter: Some(meter), ..self }
+    }
+
     pub fn takes_datagrams(&self) -> bool {
         self.datagrams.is_some()
     }
@@ -61,6 +73,19 @@ impl Client {
     pub fn send_datagram(&self, push: &Bytes) -> Result<(), NoDatagram> {
         let session = self.datagrams.as_ref().ok_or(NoDatagram::Unsupported)?;
         session.send_datagram(frame::datagram(push, self.format))
+    }
+
+    pub fn beside(&self) -> usize {
+        self.beside.load(Ordering::Relaxed)
+    }
+
+    /// By its connection's task alone, as below.
+    pub fn add_beside(&self, bytes: usize) {
+        self.beside.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    pub fn took_beside(&self, bytes: usize) {
+        self.beside.fetch_sub(bytes, Ordering::Relaxed);
     }
 
     /// Known once connected.

@@ -3,7 +3,8 @@
 //! Reading goes through a parser, fed from a buffer that all connections of a thread share:
 //! tungstenite's for a WebSocket, one that cuts lines for a stream of WebTransport. Writing goes past
 //! it: finished frames from the outbox, many per system call; what tungstenite itself says (pongs, the
-//! answer to a close) is put into the same outbox.
+//! answer to a close) is put into the same outbox. What is larger than the outbox goes beside it (`output`), and what
+//! the client missed comes in pieces (`missed`): both at the pace at which it reads.
 //!
 //! While the session is busy with a command nothing is read: the client feels the backpressure.
 //! A close of ours waits up to [`CLOSE_WAIT`] for the client's, reading and forgetting meanwhile,
@@ -14,6 +15,8 @@ mod assembly;
 mod calls;
 mod core;
 mod io;
+mod missed;
+mod output;
 mod read;
 mod stats;
 mod stream;
@@ -115,14 +118,15 @@ impl Conn {
         self.core.poll_waiting(cx);
         for _ in 0..ROUNDS {
             self.core.work();
-            let called = self.core.poll_call(cx);
+            let called = self.core.poll_call(cx) | self.core.poll_missed(cx);
             let heard = self.poll_input(cx);
-            self.poll_output(cx);
+            let waits = self.core.waits_for_room();
+            let room = self.poll_output(cx) && waits;
             self.poll_end(cx);
             if self.core.is_done() {
                 return Poll::Ready(());
             }
-            if !called && !heard {
+            if !called && !heard && !room {
                 return self.core.poll_timers(cx, sleep);
             }
         }
@@ -149,19 +153,25 @@ impl Conn {
         }
     }
 
-    fn poll_output(&mut self, cx: &mut Context<'_>) {
+    /// True: something went out.
+    fn poll_output(&mut self, cx: &mut Context<'_>) -> bool {
         let core = &mut self.core;
+        let mut wrote = false;
         while core.has_output() {
-            match self.io.poll_write_queue(cx, &core.writing) {
+            match self.io.poll_write_queue(cx, &core.output.writing) {
                 Poll::Pending => {
-                    core.blocked_since.get_or_insert_with(|| now().at);
-                    return;
+                    core.output.blocked_since.get_or_insert_with(|| now().at);
+                    break;
                 }
-                Poll::Ready(Ok(0)) => return core.lost(&std::io::ErrorKind::WriteZero.into()),
-                Poll::Ready(Ok(written)) => core.wrote(written),
-                Poll::Ready(Err(error)) => return core.lost(&error),
+                Poll::Ready(Ok(0)) => core.lost(&std::io::ErrorKind::WriteZero.into()),
+                Poll::Ready(Ok(written)) => {
+                    core.wrote(written);
+                    wrote = true;
+                }
+                Poll::Ready(Err(error)) => core.lost(&error),
             }
         }
+        wrote
     }
 
     fn poll_end(&mut self, cx: &mut Context<'_>) {

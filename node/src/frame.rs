@@ -26,6 +26,24 @@ pub fn push(push: &Push, format: Format) -> Bytes {
     finish(message, format)
 }
 
+/// Several pushes, written at once: in one frame where a frame may hold several messages.
+pub fn pushes(pushes: &[Push], format: Format) -> Bytes {
+    let message = |push| match format.is_protobuf() {
+        true => protobuf::push(push),
+        false => json::push(push, format),
+    };
+    match format {
+        // A listening client expects one message in each.
+        Format::JsonUni => pushes.iter().map(|p| push(p, format)).collect::<Vec<_>>().concat().into(),
+        Format::Json | Format::JsonLines | Format::FramedLines => {
+            finish(pushes.iter().map(message).collect::<Vec<_>>().join(&b'\n'), format)
+        }
+        Format::Protobuf | Format::ProtobufStream | Format::FramedProtobuf => {
+            finish(pushes.iter().map(message).collect::<Vec<_>>().concat(), format)
+        }
+    }
+}
+
 /// The protocol's own ping: an empty message.
 pub fn ping(format: Format) -> Bytes {
     Bytes::from_static(match format {

@@ -4,18 +4,25 @@
 //! Maps are sharded (dashmap); a guard of theirs is never held across an await or a fan-out: an
 //! `Arc` is cloned out first. A channel's subscribers, mark and order are under its own lock.
 
+mod catch_up;
 mod channel;
 mod fanout;
 mod fill;
 mod flow;
+mod held;
+mod herald;
+mod pages;
 mod subscribe;
 
+pub use catch_up::{Behind, Piece};
 pub use channel::Channel;
 use channel::{Datagrams, Outcome};
+use held::Went;
 
 use crate::client::{Client, SubRef};
 use crate::interest::Janitor;
 use crate::metrics::Metrics;
+use crate::rates::Kind as Rate;
 use crate::session::{Event, Ticket};
 use dashmap::DashMap;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -30,6 +37,8 @@ use weir_wire::envelope::{Delivery, Position, Target};
 
 /// Holes that are being filled at once; others wait for a place.
 const FILLS: usize = 64;
+/// Parts of streams that are being read at once for clients, with some megabytes each at most.
+const READS: usize = 32;
 
 pub struct Hub {
     clients: DashMap<Arc<str>, Arc<Client>>,
@@ -41,14 +50,17 @@ pub struct Hub {
     anonymous: AtomicUsize,
     tickets: AtomicU64,
     fills: Semaphore,
+    reads: Semaphore,
     max_per_user: usize,
+    /// Of joins and leaves.
+    window: Duration,
     /// Of a whole subscribe, several bus calls together.
     deadline: Duration,
     pub metrics: Arc<Metrics>,
 }
 
 impl Hub {
-    pub fn new(max_per_user: usize, bus_timeout: Duration, metrics: Arc<Metrics>) -> Hub {
+    pub fn new(max_per_user: usize, bus_timeout: Duration, window: Duration, metrics: Arc<Metrics>) -> Hub {
         Hub {
             clients: DashMap::new(),
             users: DashMap::new(),
@@ -58,7 +70,9 @@ impl Hub {
             anonymous: AtomicUsize::new(0),
             tickets: AtomicU64::new(1),
             fills: Semaphore::new(FILLS),
+            reads: Semaphore::new(READS),
             max_per_user,
+            window,
             deadline: bus_timeout * 2,
             metrics,
         }
@@ -157,6 +171,15 @@ impl Hub {
         }
     }
 
+    /// A client asks for a name that nobody has here.
+    pub fn take_new(&self, client: &Client) -> Result<(), ErrorCode> {
+        let Some(meter) = &client.meter else { return Ok(()) };
+        meter.take(Rate::NewChannel, crate::conn::now().at).map_err(|refused| {
+            self.metrics.rate_refused(refused, client);
+            ErrorCode::TOO_MANY_REQUESTS
+        })
+    }
+
     /// Ends the interest in a channel that still has no subscriber.
     pub async fn release(&self, channel: &Arc<Channel>) {
         let mut interest = channel.interest.lock().await;
@@ -176,21 +199,36 @@ impl Hub {
             }
         }
         interest.removed = true;
-        self.channels.remove_if(&channel.name, |_, there| Arc::ptr_eq(there, channel));
+        self.forget(channel);
     }
 
-    /// The reply is in the outbox: what was held back follows it.
-    pub fn go_live(&self, client: &Arc<Client>, channel: &str, ticket: Ticket) {
-        let found = {
-            let subs = lock(&client.subs);
-            let sub = subs.iter().find(|s| s.ticket == ticket && *s.channel.name == *channel);
-            sub.map(|sub| (sub.channel.clone(), sub.slot))
-        };
-        let Some((channel, slot)) = found else { return };
-        let complete = lock(&channel.inner).go_live(slot, ticket);
-        if !complete {
-            client.post(Event::Insufficient { channel: channel.name.clone(), ticket });
+    /// The reply is in the outbox: what was held back follows it. Gives what has to be read from the stream before.
+    pub fn go_live(&self, client: &Arc<Client>, channel: &Arc<str>, ticket: Ticket) -> Option<Behind> {
+        let (found, slot) = self.subscription(client, channel, ticket)?;
+        let went = lock(&found.inner).go_live(slot, ticket);
+        self.went(client, channel, ticket, went)
+    }
+
+    fn went(&self, client: &Arc<Client>, channel: &Arc<str>, ticket: Ticket, went: Went) -> Option<Behind> {
+        match went {
+            Went::Live => None,
+            Went::Behind(at) => Some(Behind { channel: channel.clone(), ticket, at }),
+            Went::Lost => {
+                client.post(Event::Insufficient { channel: channel.clone(), ticket });
+                None
+            }
         }
+    }
+
+    /// Whether `ticket` is the subscription that this client has now.
+    pub fn has_ticket(&self, client: &Client, channel: &str, ticket: Ticket) -> bool {
+        self.subscription(client, channel, ticket).is_some()
+    }
+
+    fn subscription(&self, client: &Client, channel: &str, ticket: Ticket) -> Option<(Arc<Channel>, u32)> {
+        let subs = lock(&client.subs);
+        let sub = subs.iter().find(|s| s.ticket == ticket && *s.channel.name == *channel)?;
+        Some((sub.channel.clone(), sub.slot))
     }
 
     /// One delivery of the bus, to all whom it concerns.
@@ -215,6 +253,15 @@ impl Hub {
         if let Some(fill) = outcome.fill {
             tokio::spawn(fill::run(self.clone(), channel.clone(), fill));
         }
+        if let Some(closes) = outcome.window {
+            // One for each channel at most.
+            let (hub, channel) = (self.clone(), channel.clone());
+            tokio::spawn(async move {
+                tokio::time::sleep_until(closes.into()).await;
+                let outcome = lock(&channel.inner).end_window();
+                hub.count(&channel, &outcome);
+            });
+        }
     }
 
     fn count(&self, channel: &Channel, outcome: &Outcome) {
@@ -235,6 +282,13 @@ impl Hub {
                 ended,
                 "lost the place in a stream: its positioned subscribers are told"
             );
+        }
+    }
+
+    /// A client here asks who is in a channel.
+    pub fn presence_asked(&self, name: &str) {
+        if let Some(channel) = self.channel(name) {
+            lock(&channel.inner).presence_asked();
         }
     }
 
@@ -283,7 +337,7 @@ impl Hub {
 
     /// Bytes that wait for all clients together; walks over them.
     pub fn outbox_bytes(&self) -> usize {
-        self.clients.iter().map(|c| c.outbox.waiting()).sum()
+        self.clients.iter().map(|c| c.outbox.waiting() + c.beside()).sum()
     }
 }
 

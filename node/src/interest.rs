@@ -88,7 +88,7 @@ impl Jobs {
                         work.push(Box::pin(async move { hub.release(&channel).await }));
                     }
                 }
-                _ = sweep.tick() => sweep_empty(&hub),
+                _ = sweep.tick() => lingering.extend(empty(&hub)),
             }
         }
     }
@@ -101,14 +101,11 @@ async fn sleep_until(at: Option<Instant>) {
     }
 }
 
-fn sweep_empty(hub: &Hub) {
-    let Some(janitor) = hub.janitor() else { return };
+/// All channels without subscribers that do not linger yet.
+fn empty(hub: &Hub) -> Vec<(Instant, Arc<Channel>)> {
     let channels: Vec<Arc<Channel>> = hub.channels.iter().map(|c| c.clone()).collect();
-    for channel in channels {
-        if channel.is_empty() {
-            janitor.release(&channel);
-        }
-    }
+    let ends = Instant::now() + LINGER;
+    channels.into_iter().filter(|c| c.is_empty() && c.linger()).map(|c| (ends, c)).collect()
 }
 
 /// Ends a membership, trying again while the bus is away.

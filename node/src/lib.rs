@@ -9,6 +9,7 @@
 mod acceptor;
 mod api;
 mod auth;
+mod backlog;
 mod client;
 mod conn;
 mod control;
@@ -25,6 +26,7 @@ mod namespaces;
 mod outbox;
 mod process;
 mod protocol;
+mod rates;
 mod session;
 mod shared;
 #[cfg(test)]
@@ -42,10 +44,12 @@ use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Registry;
+use rates::Rates;
 use session::Settings;
 use shared::Shared;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::runtime::Handle;
 use weir_broker::{Bus, Inbox};
 use weir_core::accept::Acceptor;
@@ -87,6 +91,9 @@ impl Node {
             anonymous: conf.anonymous,
             channels_per_client: conf.channels_per_client,
             history_limit: conf.history_limit,
+            // Small against the outbox: pings and what is live go between two of them.
+            piece_size: conf.outbox_size / 4,
+            reply_size: conf.reply_size,
             ping_interval: conf.ping_interval,
             pong_timeout: conf.pong_timeout,
             stale_timeout: conf.stale_timeout,
@@ -143,6 +150,7 @@ impl Node {
         let tasks = [
             Aborting(tokio::spawn(jobs.run(shared.hub.clone()))),
             Aborting(tokio::spawn(control::run(shared.clone(), inbox))),
+            Aborting(tokio::spawn(sweep(shared.rates.clone()))),
         ];
         tracing::info!(address = %self.address, node = %shared.id, name = shared.name, "node listens");
         match tokio::net::TcpListener::from_std(self.listener) {
@@ -155,6 +163,15 @@ impl Node {
         drain::run(&shared, &drain).await;
         drop(tasks);
         drop(busy);
+    }
+}
+
+/// Users who ask for nothing any more.
+async fn sweep(rates: Arc<Rates>) {
+    let mut minutes = tokio::time::interval(Duration::from_secs(60));
+    loop {
+        minutes.tick().await;
+        rates.sweep(conn::now().at);
     }
 }
 

@@ -1,11 +1,14 @@
 //! The families of this tier, under `weir_node_`.
 
+use crate::client::Client;
+use crate::rates::Refused;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 use weir_core::accept::Transport;
+use weir_core::limited;
 use weir_wire::close::Close;
 
 /// One label, from a closed set: close codes, error codes, outcomes.
@@ -31,6 +34,13 @@ pub struct Handshake {
     pub transport: &'static str,
 }
 
+/// A rate that was exceeded: what of, and whose.
+#[derive(Clone, Copy, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+pub struct OfRate {
+    pub kind: &'static str,
+    pub by: &'static str,
+}
+
 #[derive(Clone, Default)]
 pub struct Metrics {
     pub connections: Family<By, Gauge>,
@@ -47,6 +57,9 @@ pub struct Metrics {
     pub disconnects: Family<Code, Counter>,
     pub errors: Family<Code, Counter>,
     pub gaps: Family<Outcome, Counter>,
+    pub catch_ups: Family<Outcome, Counter>,
+    pub rate_refusals: Family<OfRate, Counter>,
+    pub backlog_closes: Counter,
     pub resyncs: Counter,
     pub panics: Counter,
     pub api_requests: Family<Outcome, Counter>,
@@ -76,6 +89,21 @@ impl Metrics {
         r.register("disconnects", "Connections ended, by close code (1000: by the client, 1006: lost, 4000: a code of the backend's)", m.disconnects.clone());
         r.register("errors", "Error replies by code", m.errors.clone());
         r.register("gaps", "Holes in a channel's deliveries, by what became of them", m.gaps.clone());
+        r.register(
+            "catch_ups",
+            "Subscribers that were given what they missed in pieces (lost: the stream had dropped the rest)",
+            m.catch_ups.clone(),
+        );
+        r.register(
+            "backlog_closes",
+            "Clients closed with 3008 because replies took node.replies_memory, and they read theirs slowest",
+            m.backlog_closes.clone(),
+        );
+        r.register(
+            "rate_refusals",
+            "Commands over a rate of node.rate, by what they ask for and whose rate it is",
+            m.rate_refusals.clone(),
+        );
         r.register("resyncs", "Channels whose deliveries the bus could not vouch for", m.resyncs.clone());
         r.register("panics", "Panics that were contained", m.panics.clone());
         r.register("api_requests", "Server HTTP API calls by outcome", m.api_requests.clone());
@@ -100,6 +128,35 @@ impl Metrics {
 
     pub fn gap(&self, outcome: &'static str) {
         self.gaps.get_or_create(&Outcome { outcome }).inc();
+    }
+
+    pub fn rate_refused(&self, refused: Refused, client: &Client) {
+        let (kind, by) = (refused.kind.name(), refused.by.name());
+        self.rate_refusals.get_or_create(&OfRate { kind, by }).inc();
+        let user = client.user().map(|user| &**user);
+        limited!(
+            info,
+            (by, kind),
+            user,
+            client = &*client.id,
+            "over node.rate.{by}.{kind}: answered with 111"
+        );
+    }
+
+    /// So many clients were closed to make room for replies.
+    pub fn backlog(&self, closed: usize) {
+        if closed > 0 {
+            self.backlog_closes.inc_by(closed as u64);
+            tracing::warn!(
+                closed,
+                key = "node.replies_memory",
+                "replies take all their memory: slow readers are closed"
+            );
+        }
+    }
+
+    pub fn catch_up(&self, outcome: &'static str) {
+        self.catch_ups.get_or_create(&Outcome { outcome }).inc();
     }
 
     pub fn datagrams(&self, outcome: &'static str, n: u64) {

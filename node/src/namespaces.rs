@@ -143,7 +143,8 @@ pub mod tests {
     }
 
     /// No namespace: everything off. `open:`: all on. `plain:`: subscribe and publish, no stream.
-    /// `stream:`: a stream, positions only for who asks. `lossy:`: as `plain:`, by datagram, with joins.
+    /// `stream:`: a stream, positions only for who asks. `lossy:`: as `plain:`, by datagram, with joins. `long:`: a
+    /// long stream, with recovery.
     pub fn channels() -> Channels {
         let plain = ChannelOptions {
             allow_subscribe_for_client: true,
@@ -161,7 +162,9 @@ pub mod tests {
             ..plain.clone()
         };
         let lossy = ChannelOptions { delivery: Delivery::Datagram, join_leave: true, ..plain.clone() };
-        let named = [("open", open()), ("plain", plain), ("stream", stream), ("lossy", lossy)];
+        let long = ChannelOptions { history_size: 5000, force_recovery: true, ..stream.clone() };
+        let named =
+            [("open", open()), ("plain", plain), ("stream", stream), ("lossy", lossy), ("long", long)];
         let namespace = named.into_iter().map(|(n, o)| (n.to_owned(), o)).collect();
         Channels { without_namespace: closed(), namespace }
     }

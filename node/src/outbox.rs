@@ -108,6 +108,15 @@ impl Outbox {
         self.waiting.fetch_sub(bytes, Ordering::Relaxed);
     }
 
+    /// Bytes that may be pushed before it overflows.
+    pub fn room(&self) -> usize {
+        self.limit.saturating_sub(self.waiting())
+    }
+
+    pub fn limit(&self) -> usize {
+        self.limit
+    }
+
     pub fn waiting(&self) -> usize {
         self.waiting.load(Ordering::Relaxed)
     }

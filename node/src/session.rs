@@ -14,7 +14,7 @@ mod subscribe;
 mod timers;
 
 pub use call::{
-    Action, Call, CallResult, Event, ServerSubscribe, Since, SubscribeCall, Subscribed, Ticket, Who,
+    Action, Call, CallResult, Event, Live, ServerSubscribe, Since, SubscribeCall, Subscribed, Ticket, Who,
 };
 pub use command::history_query;
 use state::State;
@@ -25,6 +25,7 @@ use timers::Timers;
 use crate::auth::Auth;
 use crate::namespaces::Namespaces;
 use crate::protocol::{Answer, Commands, Connect, Malformed, Push, Reply};
+use crate::rates::{Kind as Rate, Meter};
 use bytes::Bytes;
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -40,6 +41,9 @@ pub struct Settings {
     pub anonymous: bool,
     pub channels_per_client: usize,
     pub history_limit: u32,
+    /// Bytes of publications: of what is recovered within one reply, and of one answer about history.
+    pub piece_size: usize,
+    pub reply_size: usize,
     pub ping_interval: Duration,
     pub pong_timeout: Duration,
     pub stale_timeout: Duration,
@@ -74,6 +78,9 @@ pub struct Session {
     subs: Subs,
     /// The rest of the frame that is being worked on.
     frame: Option<Commands>,
+    meter: Arc<Meter>,
+    /// Commands wait: the client has an answer to read first.
+    held: bool,
     /// What came from elsewhere and waits for its turn.
     events: VecDeque<Event>,
     /// What the outstanding call's result is for.
@@ -122,6 +129,7 @@ impl Session {
         kind: Kind,
         pings_by_control_frame: bool,
         client: Arc<str>,
+        meter: Arc<Meter>,
         chance: f64,
         now: Now,
     ) -> Session {
@@ -136,6 +144,8 @@ impl Session {
             who: Who { user: "".into(), client, info: Bytes::new() },
             subs: Subs::default(),
             frame: None,
+            meter,
+            held: false,
             events: VecDeque::new(),
             waiting: None,
             actions: VecDeque::new(),
@@ -158,6 +168,11 @@ impl Session {
             (State::Opening, Err(Malformed)) => self.close(Close::BAD_REQUEST),
             _ => {}
         }
+    }
+
+    /// A listening client says something: of no interest, but not for ever.
+    pub fn on_idle_words(&mut self, now: Now) {
+        let _refused_or_not = self.take(now, Rate::Command);
     }
 
     pub fn on_call_done(&mut self, now: Now, result: CallResult) {
@@ -217,7 +232,7 @@ impl Session {
             self.handle_event(now, event);
             return true;
         }
-        let Some(frame) = &mut self.frame else { return false };
+        let Some(frame) = self.frame.as_mut().filter(|_| !self.held) else { return false };
         match frame.next() {
             None => self.frame = None,
             Some(Ok(command)) => self.command(now, command),
@@ -228,13 +243,22 @@ impl Session {
 
     /// Whether `poll_action` would give something.
     pub fn has_work(&self) -> bool {
-        let waits = self.frame.is_some() || !self.events.is_empty();
+        let waits = self.frame.is_some() && !self.held || !self.events.is_empty();
         !self.actions.is_empty() || waits && self.waiting.is_none()
     }
 
     /// Whether the next frame has to wait.
     pub fn is_busy(&self) -> bool {
-        self.waiting.is_some() || self.frame.is_some()
+        self.waiting.is_some() || self.frame.is_some() || self.held
+    }
+
+    /// Whether commands wait until the client has read more of what it was answered.
+    pub fn hold_commands(&mut self, held: bool) {
+        self.held = held;
+    }
+
+    pub fn holds_commands(&self) -> bool {
+        self.held
     }
 
     pub fn is_closed(&self) -> bool {
@@ -275,6 +299,22 @@ impl Session {
         self.actions.push_back(Action::Close(close));
     }
 
+    /// One more of these. Refused: it is counted, and whoever has had enough of that is closed.
+    fn take(&mut self, now: Now, rate: Rate) -> Result<(), ErrorCode> {
+        self.meter.take(rate, now.at).map_err(|refused| {
+            self.actions.push_back(Action::RateRefused(refused));
+            self.refused(now);
+            ErrorCode::TOO_MANY_REQUESTS
+        })
+    }
+
+    /// A command is about to be answered with 111.
+    fn refused(&mut self, now: Now) {
+        if !self.meter.may_go_on(now.at) {
+            self.close(Close::TOO_MANY_REQUESTS);
+        }
+    }
+
     fn call(&mut self, call: Call, waiting: Waiting) {
         debug_assert!(self.waiting.is_none());
         self.waiting = Some(waiting);
@@ -282,6 +322,9 @@ impl Session {
     }
 
     fn reply(&mut self, id: u32, answer: Answer) {
+        if self.is_closed() {
+            return;
+        }
         self.actions.push_back(Action::Reply(Reply { id, answer }));
     }
 

@@ -1,9 +1,11 @@
 //! What every part of a running node has at hand.
 
+use crate::backlog::Backlog;
 use crate::client::Client;
 use crate::hub::Hub;
 use crate::limits::Limits;
 use crate::metrics::Metrics;
+use crate::rates::Rates;
 use crate::session::Settings;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -20,6 +22,8 @@ pub struct Shared {
     pub hub: Arc<Hub>,
     pub metrics: Arc<Metrics>,
     pub limits: Limits,
+    pub backlog: Backlog,
+    pub rates: Arc<Rates>,
     pub id: NodeId,
     pub name: String,
     pub started: Instant,
@@ -47,7 +51,14 @@ impl Shared {
         name: String,
     ) -> Shared {
         Shared {
-            hub: Arc::new(Hub::new(conf.max_connections_per_user, conf.bus_timeout, metrics.clone())),
+            hub: Arc::new(Hub::new(
+                conf.max_connections_per_user,
+                conf.bus_timeout,
+                conf.join_leave_window,
+                metrics.clone(),
+            )),
+            rates: Arc::new(Rates::new(&conf.rate, conf.channels_per_client, crate::conn::now().at)),
+            backlog: Backlog::new(conf.replies_memory),
             limits: Limits::new(conf.max_connections, conf.max_connections_per_ip),
             conf,
             settings,

@@ -6,8 +6,10 @@ mod frames;
 pub mod front;
 mod handshake;
 mod life;
+mod missed;
 mod protobuf;
 mod protocol;
+mod rates;
 mod tokens;
 mod webtransport;
 
@@ -63,6 +65,8 @@ pub fn conf() -> weir_conf::node::Node {
         stale_timeout: Duration::from_secs(10),
         expired_grace: Duration::from_secs(25),
         history_limit: 300,
+        reply_size: 32 << 20,
+        replies_memory: 256 << 20,
         brokers: vec![],
         broker_secret: Secret::default(),
         broker_tls_cert: String::new(),
@@ -70,6 +74,8 @@ pub fn conf() -> weir_conf::node::Node {
         broker_tls_ca: String::new(),
         bus_timeout: Duration::from_secs(5),
         inbox_size: 4096,
+        join_leave_window: Duration::ZERO,
+        rate: crate::rates::tests::conf(0.0, 0.0),
         drain: weir_conf::node::Drain { rate: Rate { per_second: 1000.0 }, timeout: Duration::from_secs(10) },
     }
 }

@@ -58,6 +58,10 @@ pub struct Faults {
     pub stalled: bool,
     /// Publish panics, in the task that calls it.
     pub panics: bool,
+    /// Subscribes are refused.
+    pub refuses: bool,
+    /// Subscribes fail, and are carried out a second later.
+    pub late: bool,
 }
 
 impl Twin {
@@ -102,6 +106,10 @@ impl Twin {
 
     pub fn is_interested(&self, channel: &str) -> bool {
         lock(&self.state).nodes.iter().any(|n| n.interest.contains(channel))
+    }
+
+    pub fn interested(&self) -> usize {
+        lock(&self.state).nodes.iter().map(|n| n.interest.len()).sum()
     }
 
     pub fn members(&self, channel: &str) -> Vec<String> {
@@ -201,6 +209,16 @@ impl TwinBus {
             if faults.down {
                 return Err(BusError::Unavailable("down"));
             }
+            if faults.refuses && name == "subscribe" {
+                return Err(BusError::Limit("broker.max_channels"));
+            }
+            if faults.late && name == "subscribe" {
+                tokio::spawn(async move {
+                    tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+                    f(&mut lock(&twin.state), node);
+                });
+                return Err(BusError::Unavailable("no answer in time"));
+            }
             assert!(!(faults.panics && name == "publish"), "a panic that the test ordered");
             Ok(f(&mut lock(&twin.state), node))
         })
@@ -227,6 +245,15 @@ impl Bus for TwinBus {
 
     fn history(&self, channel: String, query: HistoryQuery, _: StreamOptions) -> Call<'_, History> {
         self.call("history", move |state, _| state.history(&channel, query))
+    }
+
+    fn history_page(
+        &self,
+        channel: String,
+        query: HistoryQuery,
+        _: StreamOptions,
+    ) -> Call<'_, (History, bool)> {
+        self.call("history", move |state, _| (state.history(&channel, query), false))
     }
 
     fn history_remove(&self, channel: String) -> Call<'_, ()> {

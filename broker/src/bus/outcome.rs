@@ -69,10 +69,7 @@ macro_rules! op_call {
                 let mut whole: Option<History> = None;
                 let limit = query.limit;
                 loop {
-                    let op = Op::History { channel: channel.clone(), query, stream };
-                    let Outcome::History { history, more } = self.op(op).await? else {
-                        return outcome::unexpected();
-                    };
+                    let (history, more) = self.history_page(channel.clone(), query, stream).await?;
                     let whole = match &mut whole {
                         // Numbering began anew in between: what was read before is of no use.
                         Some(before) if before.top.epoch != history.top.epoch => whole.insert(history),
@@ -93,6 +90,20 @@ macro_rules! op_call {
                             return Ok(std::mem::replace(whole, History { top, publications: vec![] }));
                         }
                     }
+                }
+            })
+        }
+
+        fn history_page(
+            &self,
+            channel: String,
+            query: HistoryQuery,
+            stream: StreamOptions,
+        ) -> Call<'_, (History, bool)> {
+            Box::pin(async move {
+                match self.op(Op::History { channel, query, stream }).await? {
+                    Outcome::History { history, more } => Ok((history, more)),
+                    _ => outcome::unexpected(),
                 }
             })
         }

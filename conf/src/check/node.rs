@@ -9,7 +9,7 @@ use std::net::SocketAddr;
 
 impl Rules<'_> {
     pub(super) fn node(&mut self) {
-        let Config { node, broker, roles, .. } = self.config;
+        let Config { node, roles, .. } = self.config;
         if !node.ping_interval.is_zero() && node.pong_timeout >= node.ping_interval {
             let text = format!(
                 "is not shorter than ping_interval; accepted: less than {}",
@@ -25,20 +25,16 @@ impl Rules<'_> {
                 self.mistake(&[&format!("node.allowed_origins[{i}]")], text);
             }
         }
+        let overflow = "one publication could overflow every subscriber's outbox";
         let fits = [
+            ("node.api_body_size", node.api_body_size, "node.outbox_size", node.outbox_size, overflow),
+            ("node.message_size", node.message_size, "node.outbox_size", node.outbox_size, overflow),
             (
-                "node.api_body_size",
-                node.api_body_size,
-                "node.outbox_size",
-                node.outbox_size,
-                "one publication could overflow every subscriber's outbox",
-            ),
-            (
-                "node.message_size",
-                node.message_size,
-                "node.outbox_size",
-                node.outbox_size,
-                "one publication could overflow every subscriber's outbox",
+                "node.reply_size",
+                node.reply_size,
+                "node.replies_memory",
+                node.replies_memory,
+                "one reply would cost everybody else's",
             ),
         ];
         for (key, size, other, limit, why) in fits {
@@ -49,13 +45,30 @@ impl Rules<'_> {
                 );
             }
         }
-        if roles.broker && node.message_size > broker.message_size {
+        if roles.broker {
+            self.node_and_broker();
+        }
+    }
+
+    /// What one of them accepts and the other one does not.
+    fn node_and_broker(&mut self) {
+        let Config { node, broker, .. } = self.config;
+        if node.message_size > broker.message_size {
             let text = format!(
                 "{} is more than broker.message_size {}: the broker would refuse what the node accepts",
                 Bytes(node.message_size),
                 Bytes(broker.message_size)
             );
             self.warn(&["node.message_size", "broker.message_size"], text);
+        }
+        // Other nodes may have larger limits of their own.
+        if broker.message_size > node.outbox_size {
+            let text = format!(
+                "{} is more than node.outbox_size {}: one publication could overflow every subscriber's outbox",
+                Bytes(broker.message_size),
+                Bytes(node.outbox_size)
+            );
+            self.warn(&["broker.message_size", "node.outbox_size"], text);
         }
     }
 
@@ -129,6 +142,18 @@ impl Rules<'_> {
                     "needs history; accepted: false, or history_size and history_ttl",
                 );
             }
+        }
+        let broker = &self.config.broker;
+        // Publications of a tenth of the largest: a rough guess, but ten times what fits is no history.
+        let most =
+            (options.history_size as usize).saturating_mul((self.config.node.message_size / 10).max(1));
+        if history && self.config.roles.broker && most > broker.history_memory {
+            let text = format!(
+                "{} publications of a tenth of node.message_size are more than broker.history_memory {}: so much is never kept",
+                options.history_size,
+                Bytes(broker.history_memory)
+            );
+            self.warn(&[&size, "broker.history_memory"], text);
         }
         if history && options.history_meta_ttl < options.history_ttl {
             let text = format!(

@@ -2,7 +2,8 @@
 //! and the phases of its end.
 
 use super::calls::{self, Running, Started};
-use super::io::advance;
+use super::missed::Missed;
+use super::output::Output;
 use super::read::Parser;
 use super::stats::{End, Stats};
 use super::stream::{LengthCutter, LineCutter};
@@ -15,7 +16,6 @@ use crate::protocol::{Answer, Format, json};
 use crate::session::{Action, CallResult, Event, Kind, Now, Session, earlier};
 use crate::shared::Shared;
 use bytes::Bytes;
-use std::collections::VecDeque;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -30,10 +30,9 @@ pub(super) struct Core {
     pub(super) session: Session,
     pub(super) client: Arc<Client>,
     pub(super) shared: Arc<Shared>,
-    pub(super) writing: VecDeque<Bytes>,
-    /// The first of `writing` is a frame that was begun.
-    inside_frame: bool,
-    pub(super) blocked_since: Option<Instant>,
+    pub(super) output: Output,
+    /// What the client missed and is being given.
+    pub(super) missed: Option<Box<Missed>>,
     /// A message has begun then, and not ended.
     pub(super) amid_since: Option<Instant>,
     /// Read, but not parsed yet: the session was busy.
@@ -84,11 +83,13 @@ impl Core {
         let kind = if format == Format::JsonUni { Kind::Uni } else { Kind::Bidi };
         let id: Arc<str> = new_client_id().into();
         let datagrams = webtransport.clone().filter(|_| accepted.datagrams);
+        let meter = Arc::new(shared.rates.meter());
         let client = Client::new(id.clone(), format, shared.conf.outbox_size).with_datagrams(datagrams);
+        let client = client.with_meter(meter.clone());
         let client = Arc::new(client);
         let (now, chance) = (now(), rand::random());
         let settings = shared.settings.clone();
-        let mut session = Session::new(settings, kind, accepted.control_pings, id, chance, now);
+        let mut session = Session::new(settings, kind, accepted.control_pings, id, meter, chance, now);
         if let Some(connect) = &accepted.connect {
             session.on_connect_request(now, json::connect_request(connect.as_bytes()));
         }
@@ -99,9 +100,8 @@ impl Core {
             waiting,
             stats: Stats::new(accepted, now.at, shared.metrics.clone()),
             shared,
-            writing: VecDeque::new(),
-            inside_frame: false,
-            blocked_since: None,
+            output: Output::default(),
+            missed: None,
             amid_since: None,
             unparsed: !spill.is_empty(),
             spill,
@@ -143,10 +143,10 @@ impl Core {
                 if let Answer::Error(error) = reply.answer {
                     self.shared.metrics.error(error.code);
                 }
-                self.client.outbox.add(frame::reply(&reply, self.client.format));
+                self.say(frame::reply(&reply, self.client.format), now);
             }
             Action::Push(push) => {
-                self.client.outbox.add(frame::push(&push, self.client.format));
+                self.say(frame::push(&push, self.client.format), now);
             }
             Action::Ping => {
                 let by_frame = self.session.pings_by_control_frame();
@@ -158,7 +158,7 @@ impl Core {
                 Started::Running(call) => (self.call, self.lasting) = (Some(call), false),
                 Started::Lasting(call) => (self.call, self.lasting) = (Some(call), true),
             },
-            Action::GoLive { channel, ticket } => hub.go_live(&self.client, &channel, ticket),
+            Action::GoLive(live) => self.go_live(live),
             Action::Drop { channel } => {
                 hub.drop_sub(&self.client, &channel);
             }
@@ -171,6 +171,7 @@ impl Core {
                 self.stats.connected(&self.session);
             }
             Action::TokenRefused(reason) => self.stats.token_refused(&reason),
+            Action::RateRefused(refused) => self.shared.metrics.rate_refused(refused, &self.client),
             Action::Close(close) => self.start_closing(close, true),
         }
     }
@@ -193,19 +194,34 @@ impl Core {
         true
     }
 
-    pub(super) fn has_output(&mut self) -> bool {
-        if self.writing.is_empty() {
-            self.client.outbox.take(&mut self.writing);
+    /// What the client asked for, or is told about itself: however large, no sign that it reads too slowly.
+    fn say(&mut self, frame: Bytes, now: Now) {
+        let len = frame.len();
+        if len <= self.client.outbox.room() {
+            self.client.outbox.add(frame);
+            return;
         }
-        !self.writing.is_empty()
+        if len > self.shared.settings.piece_size {
+            let closed = self.shared.backlog.enter(&self.client, len, now.at);
+            self.shared.metrics.backlog(closed);
+        }
+        self.output.add_beside([frame].into(), &self.client);
+        self.hold_commands();
+    }
+
+    /// One large reply at a time: what is asked next waits until most of it is written.
+    fn hold_commands(&mut self) {
+        self.session.hold_commands(self.client.beside() > self.shared.settings.piece_size);
+    }
+
+    pub(super) fn has_output(&mut self) -> bool {
+        self.output.has_any(&self.client)
     }
 
     pub(super) fn wrote(&mut self, written: usize) {
-        self.blocked_since = None;
-        self.client.outbox.wrote(written);
-        let (frames, begun) = advance(&mut self.writing, written);
-        self.inside_frame = begun;
+        let frames = self.output.wrote(written, &self.client);
         self.stats.wrote(frames, written);
+        self.hold_commands();
     }
 
     pub(super) fn is_done(&mut self) -> bool {
@@ -219,7 +235,7 @@ impl Core {
     pub(super) fn poll_timers(&mut self, cx: &mut Context<'_>, mut sleep: Pin<&mut Sleep>) -> Poll<()> {
         let next = match self.phase {
             Phase::Open => {
-                let blocked = self.blocked_since.map(|since| since + self.shared.conf.write_timeout);
+                let blocked = self.output.blocked_since.map(|since| since + self.shared.conf.write_timeout);
                 let amid = self.amid_since.map(|since| since + self.shared.conf.message_timeout);
                 earlier(earlier(self.session.next_timeout(), blocked), amid)
             }
@@ -244,7 +260,7 @@ impl Core {
         match self.phase {
             Phase::Open => {
                 let timeout = self.shared.conf.write_timeout;
-                if self.blocked_since.is_some_and(|since| since + timeout <= now.at) {
+                if self.output.blocked_since.is_some_and(|since| since + timeout <= now.at) {
                     self.session.close(Close::SLOW);
                 }
                 self.judge_pace(now);
@@ -274,7 +290,7 @@ impl Core {
             return;
         }
         if close == Close::SLOW {
-            self.forget_output();
+            self.output.forget(&self.client);
         }
         self.client.outbox.shut(frame::last(&close, self.client.format, false));
         self.stats.end(End::Closed(close));
@@ -304,16 +320,6 @@ impl Core {
         }
     }
 
-    /// Who does not read does not get what waits, except the end of a frame that was begun: the
-    /// close is to be seen as one.
-    fn forget_output(&mut self) {
-        self.client.outbox.clear();
-        let keep = usize::from(self.inside_frame);
-        let dropped = self.writing.iter().skip(keep).map(Bytes::len).sum();
-        self.writing.truncate(keep);
-        self.client.outbox.wrote(dropped);
-    }
-
     /// The client said close first; its answer stands in the outbox.
     pub(super) fn closed_by_peer(&mut self, code: Option<u16>) {
         if matches!(self.phase, Phase::Open) {
@@ -327,8 +333,7 @@ impl Core {
     /// The socket is gone.
     pub(super) fn lost(&mut self, error: &std::io::Error) {
         self.stats.end(End::Lost(error.to_string()));
-        self.client.outbox.clear();
-        self.writing.clear();
+        self.output.clear(&self.client);
         self.phase = Phase::Done;
     }
 
@@ -336,6 +341,7 @@ impl Core {
         if !self.lasting {
             self.call = None;
         }
+        self.missed = None;
         let memberships = self.shared.hub.disconnect(&self.client);
         self.end_memberships(memberships);
     }

@@ -146,7 +146,7 @@ impl Core {
         match self.session.kind() {
             _ if self.client.format.is_protobuf() => self.session.close(Close::INAPPROPRIATE_PROTOCOL),
             Kind::Bidi => self.session.on_frame(Commands::Json(Lines::new(lines))),
-            Kind::Uni if self.session.is_open() => {}
+            Kind::Uni if self.session.is_open() => self.session.on_idle_words(now()),
             Kind::Uni => self.session.on_connect_request(now(), connect_request(&lines)),
         }
     }

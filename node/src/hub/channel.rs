@@ -5,17 +5,23 @@
 
 use super::fanout::Frames;
 use super::flow::Flow;
+use super::held::Held;
+use super::herald::{Change, Herald, Verdict};
 use crate::client::Client;
 use crate::session::{Event, Ticket};
 use bytes::Bytes;
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 use weir_core::accept::NoDatagram;
 use weir_core::sync::lock;
 use weir_wire::envelope::{Position, StreamOptions};
 
-/// Pushes that may be held back for a subscriber whose reply is not written yet.
-const HELD: usize = 512;
-const HELD_BYTES: usize = 1 << 20;
+/// Joins and leaves in one frame.
+const AT_ONCE: usize = 100;
+
+fn now() -> Instant {
+    crate::conn::now().at
+}
 
 pub struct Channel {
     pub name: Arc<str>,
@@ -38,35 +44,25 @@ pub(super) struct Interest {
 
 pub(super) struct Inner {
     pub(super) name: Arc<str>,
-    slots: Vec<Option<Subscriber>>,
+    pub(super) slots: Vec<Option<Subscriber>>,
     free: Vec<u32>,
     pub(super) flow: Flow,
     /// Publications go as datagrams to clients that take them.
     by_datagram: bool,
+    herald: Herald,
     /// Stands in the queue of those without subscribers.
     pub lingering: bool,
 }
 
-struct Subscriber {
-    client: Arc<Client>,
-    ticket: Ticket,
+pub(super) struct Subscriber {
+    pub(super) client: Arc<Client>,
+    pub(super) ticket: Ticket,
     positioned: bool,
     join_leave: bool,
     /// Up to here the client knows the stream already.
-    from: u64,
+    pub(super) from: u64,
     /// `Some`: the reply is not written yet, so nothing may be pushed.
-    held: Option<Box<Held>>,
-}
-
-/// What waits for a subscriber's reply to be written.
-#[derive(Default)]
-struct Held {
-    frames: Vec<(u64, Bytes)>,
-    bytes: usize,
-    /// The newest publication of a channel where only that one counts.
-    newest: Option<Bytes>,
-    /// Something is missing in it: the subscription begins with its end.
-    lost: bool,
+    pub(super) held: Option<Box<Held>>,
 }
 
 /// What the caller has to do after the lock is released.
@@ -76,6 +72,8 @@ pub(super) struct Outcome {
     pub datagrams: Datagrams,
     /// Fetch history since this mark, and bring it to [`Inner::filled`].
     pub fill: Option<Fill>,
+    /// Joins and leaves wait until then: [`Inner::end_window`].
+    pub window: Option<Instant>,
     /// Positioned subscriptions that were ended.
     pub insufficient: u64,
     /// A hole was given up.
@@ -107,10 +105,16 @@ pub(super) struct NewSubscriber {
 }
 
 impl Channel {
-    pub fn new(name: Arc<str>, stream: Option<StreamOptions>, by_datagram: bool) -> Channel {
+    pub fn new(
+        name: Arc<str>,
+        stream: Option<StreamOptions>,
+        by_datagram: bool,
+        window: Duration,
+    ) -> Channel {
         let flow = Flow::Opening { waiting: Default::default() };
         let (name_of_inner, slots, free) = (name.clone(), Vec::new(), Vec::new());
-        let inner = Inner { name: name_of_inner, slots, free, flow, by_datagram, lingering: false };
+        let herald = Herald::new(window);
+        let inner = Inner { name: name_of_inner, slots, free, flow, by_datagram, herald, lingering: false };
         Channel { name, stream, interest: Default::default(), inner: Mutex::new(inner) }
     }
 
@@ -178,26 +182,6 @@ impl Inner {
         }
     }
 
-    /// The reply is written: what was held back follows it, and then everything as it comes.
-    /// False: something is missing; the subscriber is removed and must be told.
-    pub fn go_live(&mut self, slot: u32, ticket: Ticket) -> bool {
-        let Some(subscriber) = self.get(slot, ticket) else { return true };
-        let Some(held) = subscriber.held.take() else { return true };
-        if held.lost {
-            self.remove(slot, ticket);
-            return false;
-        }
-        for (offset, frame) in held.frames {
-            if offset == 0 || offset > subscriber.from {
-                subscriber.client.outbox.add(frame);
-            }
-        }
-        if let Some(frame) = held.newest {
-            subscriber.client.outbox.add(frame);
-        }
-        true
-    }
-
     pub fn remove(&mut self, slot: u32, ticket: Ticket) -> bool {
         if self.get(slot, ticket).is_none() {
             return false;
@@ -212,7 +196,7 @@ impl Inner {
         true
     }
 
-    fn get(&mut self, slot: u32, ticket: Ticket) -> Option<&mut Subscriber> {
+    pub(super) fn get(&mut self, slot: u32, ticket: Ticket) -> Option<&mut Subscriber> {
         self.slots.get_mut(slot as usize)?.as_mut().filter(|s| s.ticket == ticket)
     }
 
@@ -242,6 +226,35 @@ impl Inner {
         }
     }
 
+    /// A join or leave: told at once, or with others when the window ends.
+    pub(super) fn announce(&mut self, change: Change, outcome: &mut Outcome) {
+        match self.herald.on(change, now()) {
+            Verdict::Now(change) => self.push(&Frames::changes(&self.name, [change]), outcome),
+            Verdict::Waits => {}
+            Verdict::WaitsUntil(closes) => outcome.window = Some(closes),
+            Verdict::Full => self.tell(outcome),
+        }
+    }
+
+    /// The window of joins and leaves is over.
+    pub fn end_window(&mut self) -> Outcome {
+        let mut outcome = Outcome::default();
+        self.tell(&mut outcome);
+        outcome
+    }
+
+    fn tell(&mut self, outcome: &mut Outcome) {
+        let changes = self.herald.take(now());
+        for some in changes.chunks(AT_ONCE) {
+            self.push(&Frames::changes(&self.name, some.to_vec()), outcome);
+        }
+    }
+
+    /// Somebody here asks who is there.
+    pub fn presence_asked(&mut self) {
+        self.herald.asked(now());
+    }
+
     /// Puts a push into the outboxes of all whom it concerns, or sends it past them.
     pub(super) fn push(&mut self, frames: &Frames, outcome: &mut Outcome) {
         let (offset, only_join_leave) = (frames.offset(), frames.is_join_leave());
@@ -256,7 +269,8 @@ impl Inner {
             match &mut subscriber.held {
                 // Behind the reply, on the stream.
                 Some(held) if by_datagram => held.replace(frame),
-                Some(held) => held.push(offset, frame),
+                Some(held) if offset != 0 || !held.replied => held.push(offset, frame),
+                Some(_) => outcome.delivered += u64::from(client.outbox.push(frame)),
                 None if by_datagram && outcome.datagrams.send(client, &frame) => outcome.delivered += 1,
                 None => outcome.delivered += u64::from(client.outbox.push(frame)),
             }
@@ -287,22 +301,5 @@ impl Datagrams {
         self.too_large += other.too_large;
         self.unsupported += other.unsupported;
         self.closed += other.closed;
-    }
-}
-
-impl Held {
-    fn replace(&mut self, frame: Bytes) {
-        self.newest = Some(frame);
-    }
-
-    pub(super) fn push(&mut self, offset: u64, frame: Bytes) {
-        self.bytes += frame.len();
-        if self.frames.len() == HELD || self.bytes > HELD_BYTES {
-            self.lost = true;
-            self.frames = Vec::new();
-        }
-        if !self.lost {
-            self.frames.push((offset, frame));
-        }
     }
 }

@@ -24,12 +24,13 @@ pub(super) async fn run(hub: Arc<Hub>, channel: Arc<Channel>, fill: Fill) {
         let Some(since) = lock(&channel.inner).wants(round) else { return };
         let query = HistoryQuery { since: Some(since), limit: PAGE, reverse: false };
         let Ok(bus) = hub.bus() else { return };
-        match bus.history(channel.name.to_string(), query, stream).await {
+        // A page: some megabytes at most, and the next one when these are handed on.
+        match bus.history_page(channel.name.to_string(), query, stream).await {
             Err(error) => {
                 tracing::debug!(channel = &*channel.name, %error, "cannot fill a hole yet");
                 tokio::time::sleep(backoff.next(&mut rng)).await;
             }
-            Ok(history) => {
+            Ok((history, _)) => {
                 backoff.reset();
                 let outcome = lock(&channel.inner).filled(round, history);
                 hub.count(&channel, &outcome);

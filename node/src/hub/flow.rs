@@ -15,6 +15,7 @@
 
 use super::channel::{Fill, Inner, Outcome};
 use super::fanout::Frames;
+use super::herald::Change;
 use std::collections::VecDeque;
 use weir_wire::envelope::{Body, Delivery, History, Position, Publication};
 
@@ -61,12 +62,17 @@ impl Inner {
 
     pub fn deliver(&mut self, delivery: Delivery) -> Outcome {
         let mut outcome = Outcome::default();
-        match (&delivery.body, delivery.epoch) {
+        match (delivery.body, delivery.epoch) {
             (Body::Publication(publication), Some(epoch)) => {
                 let at = Position { epoch, offset: publication.offset };
-                self.deliver_at(at, delivery, &mut outcome);
+                let body = Body::Publication(publication);
+                self.deliver_at(at, Delivery { body, ..delivery }, &mut outcome);
             }
-            _ => self.push(&Frames::new(&self.name, &delivery), &mut outcome),
+            (Body::Publication(publication), None) => {
+                self.push(&Frames::publication(&self.name, publication, None), &mut outcome);
+            }
+            (Body::Join(info), _) => self.announce(Change { info, joined: true }, &mut outcome),
+            (Body::Leave(info), _) => self.announce(Change { info, joined: false }, &mut outcome),
         }
         outcome
     }
@@ -79,7 +85,7 @@ impl Inner {
                 }
                 waiting.push_back(delivery);
             }
-            Flow::Plain => self.push(&Frames::new(&self.name, &delivery), outcome),
+            Flow::Plain => self.push_delivery(delivery, outcome),
             Flow::Filling(filling) => {
                 filling.bytes += size(&delivery);
                 filling.waiting.push_back(delivery);
@@ -90,7 +96,7 @@ impl Inner {
             Flow::Flowing { mark } if mark.epoch == at.epoch && at.offset <= mark.offset => {}
             Flow::Flowing { mark } if mark.epoch == at.epoch && at.offset == mark.offset + 1 => {
                 mark.offset = at.offset;
-                self.push(&Frames::new(&self.name, &delivery), outcome);
+                self.push_delivery(delivery, outcome);
             }
             Flow::Flowing { mark } if mark.epoch == at.epoch => {
                 let mark = *mark;
@@ -104,8 +110,14 @@ impl Inner {
             Flow::Flowing { mark } => {
                 *mark = at;
                 self.new_epoch(outcome);
-                self.push(&Frames::new(&self.name, &delivery), outcome);
+                self.push_delivery(delivery, outcome);
             }
+        }
+    }
+
+    fn push_delivery(&mut self, delivery: Delivery, outcome: &mut Outcome) {
+        if let Body::Publication(publication) = delivery.body {
+            self.push(&Frames::publication(&self.name, publication, delivery.epoch), outcome);
         }
     }
 
@@ -187,7 +199,8 @@ impl Inner {
                 self.insufficient(&mut outcome);
             }
             mark.offset = publication.offset;
-            self.push(&Frames::publication(&self.name, publication, Some(mark.epoch)), &mut outcome);
+            let frames = Frames::publication(&self.name, publication, Some(mark.epoch));
+            self.push_history(&frames, mark.epoch, &mut outcome);
         }
         let Flow::Filling(filling) = &mut self.flow else { return outcome };
         let next = filling.waiting.front().and_then(offset).unwrap_or(u64::MAX);

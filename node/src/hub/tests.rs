@@ -33,7 +33,7 @@ async fn settle() {
 impl Node {
     fn new(twin: &Twin) -> Node {
         let (bus, inbox) = twin.attach(NodeId(rand::random()));
-        let hub = Arc::new(Hub::new(0, Duration::from_secs(5), Default::default()));
+        let hub = Arc::new(Hub::new(0, Duration::from_secs(5), Duration::ZERO, Default::default()));
         let (janitor, jobs) = Janitor::new();
         hub.start(bus.clone(), janitor);
         tokio::spawn(jobs.run(hub.clone()));
@@ -71,12 +71,14 @@ impl Node {
         SubscribeCall {
             channel: channel.into(),
             stream: Some(STREAM),
+            by_client: true,
             by_datagram: false,
             positioned,
             join_leave: false,
             since,
             reject_unrecovered: false,
             limit: 300,
+            bytes: 1 << 18,
             member: None,
         }
     }
@@ -366,6 +368,95 @@ async fn a_failed_subscribe_leaves_nothing() {
     assert!(node.hub.channels.is_empty() && !twin.is_interested("c"));
 }
 
+/// Ten thousand names each that are refused, fail, are answered too late, are given up, and are held for a moment.
+#[tokio::test(start_paused = true)]
+async fn names_that_nobody_has_leave_nothing_behind() {
+    let kinds = [
+        ("refused", Faults { refuses: true, ..Faults::default() }),
+        ("away", Faults { down: true, ..Faults::default() }),
+        ("late", Faults { late: true, ..Faults::default() }),
+        ("no answer", Faults { stalled: true, ..Faults::default() }),
+        ("held", Faults::default()),
+    ];
+    for (kind, faults) in kinds {
+        let twin = Twin::default();
+        let node = Node::new(&twin);
+        let client = node.client();
+        node.bus.set(faults);
+        let names = (0..10_000).map(|n| {
+            let call = Node::call(&format!("name:{n}"), true, None);
+            let attempt = node.hub.clone().subscribe(client.clone(), call);
+            // Some of those who wait for an answer leave before it comes.
+            tokio::time::timeout(Duration::from_secs(if n % 2 == 0 { 3 } else { 30 }), attempt)
+        });
+        let outcomes = futures_util::future::join_all(names).await;
+        let made = outcomes.iter().filter(|outcome| matches!(outcome, Ok(Ok(_)))).count();
+        assert_eq!(made, if kind == "held" { 10_000 } else { 0 }, "{kind}");
+        node.bus.set(Faults::default());
+        node.hub.disconnect(&client);
+        tokio::time::sleep(Duration::from_secs(60)).await;
+        let left =
+            (node.hub.channels.len(), node.hub.metrics.channels.get(), node.hub.metrics.subscriptions.get());
+        assert_eq!((left, twin.interested()), ((0, 0, 0), 0), "{kind}");
+        // The name is as good as any other.
+        node.hub.clone().subscribe(node.client(), Node::call("name:1", true, None)).await.unwrap();
+        assert!(twin.is_interested("name:1"), "{kind}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn joins_and_leaves_of_a_busy_channel_are_told_together() {
+    let twin = Twin::default();
+    let mut node = Node::new(&twin);
+    node.hub = Arc::new(Hub::new(0, Duration::from_secs(5), Duration::from_millis(200), Default::default()));
+    let (janitor, _jobs) = Janitor::new();
+    node.hub.start(node.bus.clone(), janitor);
+    let watch = |format| {
+        let client = Arc::new(Client::new("w".into(), format, 1 << 20));
+        let call = SubscribeCall { join_leave: true, stream: None, ..Node::call("j", false, None) };
+        let (hub, client_too) = (node.hub.clone(), client.clone());
+        async move {
+            let sub = hub.clone().subscribe(client_too.clone(), call).await.unwrap();
+            hub.go_live(&client_too, &sub.channel, sub.ticket);
+            client
+        }
+    };
+    let (json, uni) = (watch(Format::Json).await, watch(Format::JsonUni).await);
+    let taken = |client: &Client| {
+        let mut queue = VecDeque::new();
+        client.outbox.take(&mut queue);
+        queue
+            .iter()
+            .map(|frame| String::from_utf8_lossy(frame).matches("\"channel\"").count())
+            .collect::<Vec<_>>()
+    };
+    let member = |n: u32| {
+        let info = ClientInfo { client: n.to_string(), ..ClientInfo::default() };
+        Member { info, listed: true, announced: true }
+    };
+    for n in 0..50 {
+        node.bus.join("j".into(), member(n)).await.unwrap();
+        if n % 2 == 1 {
+            node.bus.leave("j".into(), n.to_string()).await.unwrap();
+        }
+    }
+    node.pump().await;
+    assert_eq!((taken(&json), taken(&uni)), (vec![1], vec![1]), "the first at once");
+    tokio::time::sleep(Duration::from_millis(250)).await;
+    assert_eq!((taken(&json), taken(&uni)), (vec![24], vec![24]), "in one piece, and who left is left out");
+    // Somebody may have seen who is there meanwhile: then he is told.
+    node.hub.presence_asked("j");
+    node.bus.join("j".into(), member(90)).await.unwrap();
+    for _ in 0..2 {
+        node.bus.join("j".into(), member(91)).await.unwrap();
+        node.bus.leave("j".into(), "91".into()).await.unwrap();
+    }
+    node.pump().await;
+    tokio::time::sleep(Duration::from_millis(250)).await;
+    assert_eq!(taken(&json).iter().sum::<usize>(), 2);
+    assert_eq!(twin.members("j").len(), 26);
+}
+
 #[tokio::test(start_paused = true)]
 async fn members_come_and_go_with_their_messages() {
     let twin = Twin::default();
@@ -413,7 +504,7 @@ async fn a_reader_that_does_not_read_is_no_burden_to_others() {
     let fast = node.subscribe(true).await;
     let slow = Peer { client: Arc::new(Client::new("slow".into(), Format::Json, 200)), sub: None };
     let sub = node.hub.clone().subscribe(slow.client.clone(), Node::call("c", true, None)).await.unwrap();
-    node.hub.go_live(&slow.client, "c", sub.ticket);
+    node.hub.go_live(&slow.client, &"c".into(), sub.ticket);
     for n in 1..=50 {
         node.publish(&n.to_string()).await;
     }
@@ -424,7 +515,7 @@ async fn a_reader_that_does_not_read_is_no_burden_to_others() {
 
 #[test]
 fn events_go_to_whom_they_are_for() {
-    let hub = Hub::new(2, Duration::from_secs(1), Default::default());
+    let hub = Hub::new(2, Duration::from_secs(1), Duration::ZERO, Default::default());
     let client = |id: &str, user: &str| {
         let client = Arc::new(Client::new(id.into(), Format::Json, 100));
         (hub.register(&client, user.into()), client)
@@ -455,7 +546,7 @@ fn of_datagrams_held_back_the_newest_is_left() {
     let session = Fake::new();
     let client = Client::new("c".into(), Format::JsonLines, 1 << 20).with_datagrams(Some(session.clone()));
     let client = Arc::new(client);
-    let channel = Channel::new("cursors:1".into(), None, true);
+    let channel = Channel::new("cursors:1".into(), None, true, Duration::ZERO);
     let mut inner = lock(&channel.inner);
     inner.opened(None);
     let new = NewSubscriber { client: client.clone(), ticket: 1, positioned: false, join_leave: false };
@@ -466,7 +557,7 @@ fn of_datagrams_held_back_the_newest_is_left() {
         inner.deliver(Delivery { channel: "cursors:1".into(), epoch: None, body }).datagrams.sent
     };
     assert_eq!((publish(&mut inner, "1"), publish(&mut inner, "2")), (0, 0));
-    assert!(inner.go_live(slot, 1));
+    assert_eq!(inner.go_live(slot, 1), Went::Live);
     assert_eq!(publish(&mut inner, "3"), 1);
     let mut out = VecDeque::new();
     client.outbox.take(&mut out);

@@ -9,6 +9,7 @@ use weir_wire::envelope::{
 };
 
 use crate::protocol::{Push, Reply};
+use crate::rates::Refused;
 
 /// Names one subscription of one client for good: a later one to the same channel has another.
 pub type Ticket = u64;
@@ -21,11 +22,8 @@ pub enum Action {
     Ping,
     /// To be answered with `Session::on_call_done`; no other call comes before.
     Call(Call),
-    /// The reply stands in the outbox: what was held back may follow, then live.
-    GoLive {
-        channel: Arc<str>,
-        ticket: Ticket,
-    },
+    /// The reply is on its way: what was held back may follow, then live.
+    GoLive(Live),
     /// No push of this channel from now on.
     Drop {
         channel: Arc<str>,
@@ -36,8 +34,19 @@ pub enum Action {
     Connected,
     /// For the log only: why a token was refused.
     TokenRefused(String),
+    /// For the log and the metrics only.
+    RateRefused(Refused),
     /// The last one.
     Close(Close),
+}
+
+/// A subscription whose client knows of it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Live {
+    pub channel: Arc<str>,
+    pub ticket: Ticket,
+    /// `Some`: it has been given the stream up to here, and there is more.
+    pub behind: Option<Position>,
 }
 
 #[derive(Debug, PartialEq)]
@@ -54,6 +63,8 @@ pub enum Call {
     Publish(Box<Publish>),
     Presence {
         channel: String,
+        /// Of members, at most.
+        bytes: usize,
     },
     PresenceStats {
         channel: String,
@@ -62,6 +73,8 @@ pub enum Call {
         channel: String,
         query: HistoryQuery,
         stream: StreamOptions,
+        /// Of publications, at most.
+        bytes: usize,
     },
 }
 
@@ -69,6 +82,8 @@ pub enum Call {
 pub struct SubscribeCall {
     pub channel: String,
     pub stream: Option<StreamOptions>,
+    /// Its rates count.
+    pub by_client: bool,
     /// Publications may go as datagrams.
     pub by_datagram: bool,
     /// Told when its place in the stream is lost.
@@ -79,8 +94,9 @@ pub struct SubscribeCall {
     pub since: Option<Since>,
     /// Fail with 112 if that is not all there.
     pub reject_unrecovered: bool,
-    /// Publications recovered at most.
+    /// Of what is recovered, so much in the reply; the rest follows it.
     pub limit: u32,
+    pub bytes: usize,
     /// `Some`: shown in presence or announced.
     pub member: Option<Member>,
 }
@@ -99,7 +115,15 @@ pub struct Subscribed {
     /// Where the subscription begins; `None` without a stream.
     pub position: Option<Position>,
     pub publications: Vec<Publication>,
+    /// `Some`: the stream goes on behind this position, which is that of the last of them.
+    pub behind: Option<Position>,
     pub recovered: bool,
+}
+
+impl Subscribed {
+    pub fn live(&self) -> Live {
+        Live { channel: self.channel.clone(), ticket: self.ticket, behind: self.behind }
+    }
 }
 
 #[derive(Debug, PartialEq)]
@@ -121,6 +145,12 @@ pub enum Event {
     Insufficient {
         channel: Arc<str>,
         ticket: Ticket,
+    },
+    /// So much of the stream came at once that the outbox has no room for it: it is read from `at` on.
+    Behind {
+        channel: Arc<str>,
+        ticket: Ticket,
+        at: Position,
     },
     Disconnect(Close),
     /// By the server HTTP API.

@@ -1,7 +1,7 @@
 //! Commands of an open connection, one at a time.
 
 use super::state::State;
-use super::{Call, Now, Session, Waiting};
+use super::{Call, Now, Rate, Session, Waiting};
 use crate::namespaces;
 use crate::protocol::{Answer, Command, HistoryRequest, Request};
 use bytes::Bytes;
@@ -28,6 +28,11 @@ impl Session {
         if request.channel().is_some_and(str::is_empty) {
             return self.close(Close::BAD_REQUEST);
         }
+        if id > 0
+            && let Err(error) = self.admit(now, &request)
+        {
+            return self.reply(id, Answer::Error(error));
+        }
         match request {
             Request::Connect(request) => self.connect(now, id, *request),
             Request::Subscribe(wish) => self.subscribe(now, id, &wish),
@@ -40,6 +45,23 @@ impl Session {
             Request::Refresh { token } => self.refresh(now, id, &token),
             Request::SubRefresh { channel, token } => self.sub_refresh(now, id, &channel, &token),
             Request::Pong | Request::Send | Request::Unknown => {}
+        }
+    }
+
+    /// Whether its rates allow a command. The subscriptions of a connect command count when they are made.
+    fn admit(&mut self, now: Now, request: &Request) -> Result<(), ErrorCode> {
+        self.take(now, Rate::Command)?;
+        match request {
+            Request::Publish { .. } => self.take(now, Rate::Publication),
+            Request::Subscribe(_) => self.take(now, Rate::Subscribe),
+            Request::Rpc => self.take(now, Rate::Rpc),
+            Request::Presence { .. } | Request::PresenceStats { .. } => self.take(now, Rate::Read),
+            Request::History(request) => {
+                let most = self.settings.history_limit;
+                let asked = u32::try_from(request.limit).map_or(most, |limit| limit.min(most));
+                (0..=asked / 100).try_for_each(|_| self.take(now, Rate::Read))
+            }
+            _ => Ok(()),
         }
     }
 
@@ -85,7 +107,10 @@ impl Session {
         match allowed {
             Err(error) => self.reply(id, Answer::Error(error)),
             Ok(()) if stats => self.call(Call::PresenceStats { channel }, Waiting::PresenceStats { id }),
-            Ok(()) => self.call(Call::Presence { channel }, Waiting::Presence { id }),
+            Ok(()) => {
+                let bytes = self.settings.reply_size;
+                self.call(Call::Presence { channel, bytes }, Waiting::Presence { id });
+            }
         }
     }
 
@@ -109,7 +134,7 @@ impl Session {
             return Err(ErrorCode::PERMISSION_DENIED);
         }
         let query = history_query(request, self.settings.history_limit)?;
-        Ok(Call::History { channel: channel.clone(), query, stream })
+        Ok(Call::History { channel: channel.clone(), query, stream, bytes: self.settings.reply_size })
     }
 
     pub(super) fn on_history(&mut self, id: u32, epoch: &str, result: Result<History, ErrorCode>) {

@@ -1,10 +1,10 @@
 //! The connect command and the refresh of its token.
 
-use super::call::Subscribed;
+use super::call::{Live, Subscribed};
 use super::state::State;
 use super::subs::Origin;
 use super::subscribe::Made;
-use super::{Action, Call, Kind, Now, Session, Since, Waiting};
+use super::{Action, Call, Kind, Now, Rate, Session, Since, Waiting};
 use crate::auth::{Identity, ServerSub, TokenError};
 use crate::protocol::{Answer, Connect, ConnectResult, Push, Subscribe};
 use std::collections::VecDeque;
@@ -21,7 +21,9 @@ pub struct Connecting {
     /// The one being made.
     current: Option<Made>,
     result: ConnectResult,
-    live: Vec<(Arc<str>, u64)>,
+    live: Vec<Live>,
+    /// Bytes of publications in the reply so far: all subscriptions share its room.
+    recovered: usize,
 }
 
 impl Session {
@@ -36,6 +38,7 @@ impl Session {
         }
         self.who.user = identity.user.as_str().into();
         self.who.info = identity.info.clone();
+        self.meter.set_user(&identity.user);
         self.timers.expires = identity.expire_at.map(|at| now.moment(at));
         match self.plan(now, identity, request.subs) {
             Err(Refusal::Reply(error)) => self.refuse(id, error),
@@ -110,8 +113,16 @@ impl Session {
 
     pub(super) fn next_connect_sub(&mut self, now: Now) {
         let State::Connecting(connecting) = &mut self.state else { return };
-        match connecting.todo.pop_front() {
-            Some(made) => {
+        let (id, next) = (connecting.id, connecting.todo.pop_front());
+        if next.is_some()
+            && let Err(error) = self.take(now, Rate::Subscribe)
+        {
+            return self.refuse(id, error);
+        }
+        let State::Connecting(connecting) = &mut self.state else { return };
+        match next {
+            Some(mut made) => {
+                made.call.bytes = made.call.bytes.saturating_sub(connecting.recovered);
                 let call = Call::Subscribe(made.call.clone());
                 connecting.current = Some(made);
                 self.call(call, Waiting::ConnectSub);
@@ -129,11 +140,12 @@ impl Session {
                 self.refuse(id, error);
             }
             Ok(subscribed) => {
-                let (channel, ticket) = (subscribed.channel.clone(), subscribed.ticket);
+                let live = subscribed.live();
                 let result = self.add_sub(now, &made, subscribed);
                 if let State::Connecting(connecting) = &mut self.state {
-                    connecting.live.push((channel.clone(), ticket));
-                    connecting.result.subs.push((channel, result));
+                    connecting.recovered += result.publications.iter().map(|p| p.data.len()).sum::<usize>();
+                    connecting.result.subs.push((live.channel.clone(), result));
+                    connecting.live.push(live);
                 }
                 self.next_connect_sub(now);
             }
@@ -154,14 +166,15 @@ impl Session {
             Kind::Bidi => self.reply(id, Answer::Connect(Box::new(result))),
             Kind::Uni => self.actions.push_back(Action::Push(Push::Connect(Box::new(result)))),
         }
-        for (channel, ticket) in live {
-            self.actions.push_back(Action::GoLive { channel, ticket });
-        }
+        self.actions.extend(live.into_iter().map(Action::GoLive));
         self.start_pings(now.at);
     }
 
     /// Connect failed with an error: nothing more is expected of this connection.
     fn refuse(&mut self, id: u32, error: ErrorCode) {
+        if self.is_closed() {
+            return;
+        }
         self.actions.push_back(Action::DropAll);
         self.subs = Default::default();
         self.timers.expires = None;

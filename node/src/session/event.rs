@@ -1,12 +1,11 @@
 //! What comes to a connection from elsewhere: the hub, the HTTP API, its own timers.
 
-use super::call::{ServerSubscribe, Subscribed};
+use super::call::{Live, ServerSubscribe, Subscribed};
 use super::subs::{Origin, Sub};
 use super::subscribe::Made;
 use super::{Action, Call, Event, Now, Session, Waiting};
 use crate::auth::Overrides;
 use crate::protocol::{Push, Subscribe};
-use std::sync::Arc;
 use weir_wire::close::Close;
 use weir_wire::code::{ErrorCode, UnsubscribeCode};
 
@@ -29,7 +28,10 @@ impl Session {
             Event::SubExpired { channel, ticket } if self.has_ticket(&channel, ticket) => {
                 self.end_sub(&channel, UnsubscribeCode::EXPIRED, Close::SUBSCRIPTION_EXPIRED);
             }
-            Event::Insufficient { .. } | Event::SubExpired { .. } => {}
+            Event::Behind { channel, ticket, at } if self.has_ticket(&channel, ticket) => {
+                self.actions.push_back(Action::GoLive(Live { channel, ticket, behind: Some(at) }));
+            }
+            Event::Insufficient { .. } | Event::SubExpired { .. } | Event::Behind { .. } => {}
             Event::Unsubscribe { channel } => self.server_unsubscribe(&channel),
             Event::Subscribe(subscribe) => self.server_subscribe(now, *subscribe),
             Event::Refresh { expired: true, .. } => self.close(Close::EXPIRED),
@@ -92,6 +94,9 @@ impl Session {
             ..Subscribe::default()
         };
         let mut made = self.make(&wish, &options, Overrides::default(), Origin::Server, order.info);
+        made.call.by_client = false;
+        // The push has no room for them: all come behind it.
+        (made.call.limit, made.call.bytes) = (1, 0);
         made.data = order.data;
         made.expires = (order.expire_at > 0).then(|| now.moment(order.expire_at));
         let call = Call::Subscribe(made.call.clone());
@@ -107,15 +112,10 @@ impl Session {
     ) {
         // The backend was told long ago that its command went out: nobody to answer.
         let Ok(subscribed) = result else { return };
-        let (channel, ticket): (Arc<str>, _) = (subscribed.channel.clone(), subscribed.ticket);
-        let mut result = self.add_sub(now, &made, subscribed);
-        let missed = std::mem::take(&mut result.publications);
-        let push = Push::Subscribe { channel: channel.clone(), result: Box::new(result) };
-        self.actions.push_back(Action::Push(push));
-        for publication in missed {
-            let push = Push::Publication { channel: channel.clone(), publication, epoch: None };
-            self.actions.push_back(Action::Push(push));
-        }
-        self.actions.push_back(Action::GoLive { channel, ticket });
+        let live = subscribed.live();
+        let channel = live.channel.clone();
+        let result = self.add_sub(now, &made, subscribed);
+        self.actions.push_back(Action::Push(Push::Subscribe { channel, result: Box::new(result) }));
+        self.actions.push_back(Action::GoLive(live));
     }
 }

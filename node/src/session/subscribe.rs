@@ -133,12 +133,14 @@ impl Session {
         let call = SubscribeCall {
             channel: wish.channel.clone(),
             stream,
+            by_client: true,
             by_datagram: namespaces::by_datagram(options),
             positioned: positioned || recoverable,
             join_leave: announced && (pushed || wish.join_leave),
             since: since(wish).filter(|_| recoverable),
             reject_unrecovered: wish.rejects_unrecovered(),
             limit: self.settings.history_limit,
+            bytes: self.settings.piece_size,
             member,
         };
         Made { call: Box::new(call), origin, recoverable, info, data: Bytes::new(), expires: None }
@@ -177,12 +179,18 @@ impl Session {
         result: Result<Subscribed, ErrorCode>,
     ) {
         match result {
-            Err(error) => self.reply(id, Answer::Error(error)),
+            Err(error) => {
+                if error == ErrorCode::TOO_MANY_REQUESTS {
+                    // A name too many; the hub has counted it.
+                    self.refused(now);
+                }
+                self.reply(id, Answer::Error(error));
+            }
             Ok(subscribed) => {
-                let (channel, ticket) = (subscribed.channel.clone(), subscribed.ticket);
+                let live = subscribed.live();
                 let result = self.add_sub(now, &made, subscribed);
                 self.reply(id, Answer::Subscribe(Box::new(result)));
-                self.actions.push_back(Action::GoLive { channel, ticket });
+                self.actions.push_back(Action::GoLive(live));
             }
         }
     }

@@ -26,6 +26,8 @@ fn settings() -> Settings {
         anonymous: true,
         channels_per_client: 3,
         history_limit: 300,
+        piece_size: 1000,
+        reply_size: 10_000,
         ping_interval: Duration::from_secs(25),
         pong_timeout: Duration::from_secs(8),
         stale_timeout: Duration::from_secs(10),
@@ -36,7 +38,10 @@ fn settings() -> Settings {
 impl Fixture {
     fn with(settings: Settings, kind: Kind, chance: f64) -> Fixture {
         let now = Now { at: Instant::now(), unix: UNIX };
-        let session = Session::new(Arc::new(settings), kind, false, "me".into(), chance, now);
+        let conf = crate::rates::tests::conf(20.0, 0.0);
+        let rates = Arc::new(crate::rates::Rates::new(&conf, 1, now.at));
+        let meter = Arc::new(rates.meter());
+        let session = Session::new(Arc::new(settings), kind, false, "me".into(), meter, chance, now);
         Fixture { session, now, helpful: true, tickets: 0 }
     }
 
@@ -82,10 +87,10 @@ impl Fixture {
                 return None;
             }
             Action::Call(call) => format!("call {call:?}"),
-            Action::GoLive { channel, .. } => format!("live {channel}"),
+            Action::GoLive(live) => format!("live {}", live.channel),
             Action::Drop { channel } => format!("drop {channel}"),
             Action::DropAll => "drop all".into(),
-            Action::Connected | Action::TokenRefused(_) => return None,
+            Action::Connected | Action::TokenRefused(_) | Action::RateRefused(_) => return None,
             Action::Close(close) => format!("close {}", close.code),
         })
     }
@@ -101,6 +106,7 @@ impl Fixture {
                     ticket: self.tickets,
                     position: call.stream.map(|_| top),
                     publications: vec![],
+                    behind: None,
                     recovered: call.since.is_some(),
                 }))
             }
@@ -369,6 +375,7 @@ fn positions_are_given_to_who_may_have_them() {
         ticket: 9,
         position: Some(Position { epoch: Epoch(0xe), offset: 4 }),
         publications: vec![publication],
+        behind: None,
         recovered: true,
     };
     f.session.on_call_done(f.now, CallResult::Subscribed(Ok(subscribed)));

@@ -174,6 +174,8 @@ async fn an_idle_connection_is_small() {
         anonymous: true,
         channels_per_client: 1,
         history_limit: 1,
+        piece_size: 1000,
+        reply_size: 1000,
         ping_interval: Duration::ZERO,
         pong_timeout: Duration::ZERO,
         stale_timeout: Duration::from_secs(1),

@@ -21,6 +21,16 @@ fn subscribe(id: u32, channel: &str) -> proto::Command {
     proto::Command { subscribe: Some(subscribe), ..command(id) }
 }
 
+/// Connect, and subscribe at a position.
+pub fn come_back(channel: &str, epoch: &str, offset: u64) -> Vec<u8> {
+    let (channel, epoch) = (channel.to_owned(), epoch.to_owned());
+    let (recover, recoverable) = (true, true);
+    let subscribe =
+        proto::SubscribeRequest { channel, recover, epoch, offset, recoverable, ..Default::default() };
+    let subscribe = proto::Command { subscribe: Some(subscribe), ..command(2) };
+    [connect(), subscribe].map(|c| c.encode_length_delimited_to_vec()).concat()
+}
+
 fn publish(id: u32, channel: &str, data: &'static [u8]) -> proto::Command {
     let publish = proto::PublishRequest { channel: channel.into(), data: Bytes::from_static(data) };
     proto::Command { publish: Some(publish), ..command(id) }
@@ -37,7 +47,7 @@ fn replies(frame: &[u8]) -> Vec<proto::Reply> {
     all
 }
 
-async fn next(client: &mut Client) -> proto::Reply {
+pub async fn next(client: &mut Client) -> proto::Reply {
     match client.next().await {
         Some(Message::Binary(frame)) => replies(&frame).remove(0),
         other => panic!("{other:?}"),
@@ -103,7 +113,7 @@ async fn protobuf_and_json_in_one_channel() {
     assert_eq!(publication(proto::Reply::decode(sent).unwrap()).len(), 202);
 }
 
-async fn reply_of(client: &mut super::webtransport::Lines) -> proto::Reply {
+pub async fn reply_of(client: &mut super::webtransport::Lines) -> proto::Reply {
     let read = async {
         loop {
             if let Some(at) = message_at(&client.read).unwrap().filter(|at| at.end <= client.read.len()) {

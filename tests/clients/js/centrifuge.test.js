@@ -227,6 +227,32 @@ test('recovery: what was published while the connection was cut arrives after it
   assert.deepEqual(seen.map((p) => p.offset), [...Array(19).keys()].map((n) => n + 1));
 });
 
+test('recovery: ten megabytes arrive all, once and in order, and the client is never cut for them', async (t) => {
+  const link = await relay();
+  t.after(() => link.close());
+  const channel = unique('chat:');
+  const { client } = await connected(t, {}, link.url);
+  const { sub } = await subscribed(client, channel);
+  const seen = collect(sub, 'publication');
+  const gone = event(client, 'connecting');
+  const back = event(sub, 'subscribed');
+  link.cut();
+  await gone;
+  const data = 'x'.repeat(11_000);
+  for (let n = 0; n < 950; n += 1) await api('publish', { channel, data: `${n}${data}` });
+  const again = collect(client, 'connecting');
+  link.heal();
+  const ctx = await back;
+  assert.equal(ctx.recovered, true);
+  // While it is being given what it missed.
+  for (let n = 950; n < 960; n += 1) await api('publish', { channel, data: `${n}${data}` });
+  await seen.count(960);
+  assert.deepEqual(seen.map((p) => p.offset), [...Array(960).keys()].map((n) => n + 1));
+  assert.ok(seen.every((p, n) => p.data === `${n}${data}`));
+  assert.equal(client.state, 'connected');
+  assert.ok(again.every((c) => c.code !== 3008), JSON.stringify(again));
+});
+
 test('recovery: when history no longer reaches back, the client is told so', async (t) => {
   const link = await relay();
   t.after(() => link.close());

@@ -385,6 +385,15 @@ class Suite:
         self.assertEqual([self.value(p.data) for p in pubs], list(range(1, 10)))
         self.assertEqual([p.offset for p in pubs], list(range(1, 10)))
 
+    async def test_ten_megabytes_are_recovered_once_and_in_order(self):
+        channel = unique("chat:")
+        back, got = await self.cut_while_publishing(channel, ["x" * 11_000] * 950)
+        self.assertTrue(back.was_recovering and back.recovered)
+        await api("publish", channel=channel, data="last")
+        pubs = [ctx.pub for ctx in await got.count("publication", 951)]
+        self.assertEqual([p.offset for p in pubs], list(range(1, 952)))
+        self.assertEqual(self.value(pubs[-1].data), "last")
+
     async def test_recovery_that_comes_too_late_is_told(self):
         channel = unique("short:")
         back, got = await self.cut_while_publishing(channel, range(1, 11))

@@ -80,7 +80,7 @@ pub fn assert_unittest_ran(output: &str, least: usize) {
 async fn javascript_sdk() {
     let weir = Embedded::start().await;
     let output = suite("centrifuge (npm)", &mut sdk(node_tests("centrifuge.test.js"), &weir)).await;
-    assert_ran(&output, 19);
+    assert_ran(&output, 20);
 }
 
 /// The same where everything crosses: clients at one node, the API at another, the broker in a third process.
@@ -88,7 +88,7 @@ async fn javascript_sdk() {
 async fn javascript_sdk_across_nodes() {
     let nodes = Nodes::start().await;
     let mut command = sdk_at(node_tests("centrifuge.test.js"), nodes.addr(1), nodes.addr(0));
-    assert_ran(&suite("centrifuge (npm), two nodes", &mut command).await, 19);
+    assert_ran(&suite("centrifuge (npm), two nodes", &mut command).await, 20);
 }
 
 #[tokio::test]
@@ -96,7 +96,7 @@ async fn python_sdk() {
     let weir = Embedded::start().await;
     let command = python_module(&["unittest", "--verbose", "test_centrifuge"]);
     let output = suite("centrifuge-python (PyPI)", &mut sdk(command, &weir)).await;
-    assert_unittest_ran(&output, 16);
+    assert_unittest_ran(&output, 17);
 }
 
 /// The demo page as it ships, in a real browser; what it looked like is in `target/screenshots`.
