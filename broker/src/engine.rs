@@ -15,13 +15,17 @@ mod interest;
 mod memory;
 mod peers;
 mod receive;
+mod refusals;
+mod room;
 mod shard;
 mod slots;
 mod survey;
+mod sweep;
 
 pub use attachment::Attachment;
 pub use cluster::{Alone, Ask, Change, Clock, Cluster, Found, Moment, SHARDS, Store, Submitted, Surveyed};
 pub use interest::Slot;
+pub use memory::Share;
 pub use peers::NotDone;
 
 use crate::metrics::Metrics;
@@ -29,10 +33,12 @@ use crate::outlet::Outlet;
 use crate::router::{Ended, Receiver, Router};
 use bytes::Bytes;
 use interest::Interest;
+use memory::Accounts;
+use refusals::Refusals;
 use shard::Shard;
 use slots::Slots;
 use std::collections::HashSet;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use survey::Surveys;
@@ -76,10 +82,11 @@ pub struct Engine {
     run_id: u64,
     cluster: Arc<dyn Cluster>,
     shards: Vec<Mutex<Shard>>,
-    /// Sums over all shards.
-    bytes: AtomicUsize,
-    key_bytes: AtomicUsize,
-    streams: AtomicUsize,
+    accounts: Accounts,
+    refusals: Refusals,
+    started: Instant,
+    /// Milliseconds since then, before which no idle streams are looked for again.
+    search_again: AtomicU64,
     /// Members that left because their node is gone, since it was last looked at.
     left: AtomicUsize,
     slots: Slots,
@@ -99,37 +106,48 @@ pub enum Refusal {
     Keys,
 }
 
+impl Refusal {
+    /// The key of the conf that it is because of.
+    fn key(self) -> &'static str {
+        match self {
+            Refusal::MaxChannels => "broker.max_channels",
+            Refusal::TooLarge => "broker.message_size",
+            Refusal::Keys => "broker.history_memory",
+        }
+    }
+}
+
 impl From<Refusal> for Submitted {
     fn from(refusal: Refusal) -> Submitted {
-        Submitted::Now(Outcome::Limit(match refusal {
-            Refusal::MaxChannels => "broker.max_channels".into(),
-            Refusal::TooLarge => "broker.message_size".into(),
-            Refusal::Keys => "broker.history_memory".into(),
-        }))
+        Submitted::Now(Outcome::Limit(refusal.key().into()))
     }
 }
 
 impl Engine {
     /// One broker by itself. Blocks for a moment while the router starts.
-    pub fn new(conf: Conf, metrics: Metrics) -> Result<(Arc<Engine>, Receiver), Ended> {
-        Engine::of(conf, metrics, |run_id| Arc::new(Alone::new(BrokerId(run_id))))
+    pub fn new(conf: Conf, shares: &[Share], metrics: Metrics) -> Result<(Arc<Engine>, Receiver), Ended> {
+        Engine::of(conf, shares, metrics, |run_id| Arc::new(Alone::new(BrokerId(run_id))))
     }
 
     /// One of several; `cluster` is made from the number of this run.
     pub fn of(
         conf: Conf,
+        shares: &[Share],
         metrics: Metrics,
         cluster: impl FnOnce(u64) -> Arc<dyn Cluster>,
     ) -> Result<(Arc<Engine>, Receiver), Ended> {
         let (router, receiver) = Router::start()?;
         let run_id = rand::random();
         let cluster = cluster(run_id);
+        let accounts = Accounts::new(&conf, shares);
+        let shard = |n| Mutex::new(Shard::new(n, accounts.groups().clone()));
         let engine = Engine {
             run_id,
-            shards: (0..cluster.shards().max(1)).map(|n| Mutex::new(Shard::new(n))).collect(),
-            bytes: AtomicUsize::new(0),
-            key_bytes: AtomicUsize::new(0),
-            streams: AtomicUsize::new(0),
+            shards: (0..cluster.shards().max(1)).map(shard).collect(),
+            accounts,
+            refusals: Refusals::default(),
+            started: Instant::now(),
+            search_again: AtomicU64::new(0),
             left: AtomicUsize::new(0),
             slots: Slots::new(conf.max_nodes),
             router,
@@ -294,17 +312,24 @@ impl Engine {
             for slot in self.slots.draining() {
                 self.send_marker(slot);
             }
-            let (mut channels, mut turn) = (0, Turn::begin());
+            let (mut channels, mut interest, mut turn) = (0, 0, Turn::begin());
             for number in self.numbers() {
-                channels += self.with(number, |shard, moment| {
+                let (known, wanted) = self.with(number, |shard, moment| {
                     self.sweep(shard, moment, SWEEP_BUDGET);
-                    // Those with a stream, keys or interest; most often the same ones.
-                    shard.state.channels().max(shard.interest.len())
+                    (shard.state.channels(), shard.interest.len())
                 });
+                // Those with a stream, keys or interest; most often the same ones.
+                (channels, interest) = (channels + known.max(wanted), interest + wanted);
                 turn.may_end().await;
             }
+            self.keep_room_for_streams();
+            self.tell_refusals(now);
+            let all = self.accounts.all();
             self.metrics.channels.set(channels as i64);
-            self.metrics.history_bytes.set(self.bytes.load(Relaxed) as i64);
+            self.metrics.interest.set(interest as i64);
+            self.metrics.streams.set(all.streams as i64);
+            self.metrics.history_bytes.set(all.bytes as i64);
+            self.metrics.key_bytes.set(all.key_bytes as i64);
         }
     }
 }

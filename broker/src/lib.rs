@@ -33,7 +33,7 @@ mod state;
 mod tls;
 
 use cluster::Joined;
-use engine::Engine;
+use engine::{Engine, Share};
 use listener::Listener;
 use prometheus_client::registry::Registry;
 use std::net::SocketAddr;
@@ -72,22 +72,25 @@ impl Drop for Tasks {
 
 impl Broker {
     /// Takes the listen address and the data directory, and starts the router; a broker of a cluster
-    /// goes and looks for it. Needs a tokio runtime.
+    /// goes and looks for it. Of `channels` it takes what share of its memory they may have. Needs a tokio runtime.
     pub async fn bind(
         conf: &weir_conf::broker::Broker,
+        channels: &weir_conf::channel::Channels,
         registry: &mut Registry,
     ) -> Result<Broker, BindError> {
         let tls = Tls::of_broker(conf)?;
         let listener = Listener::bind(conf, tls.clone())?;
+        let shares = shares(channels);
         let (metrics, links) = (metrics::Metrics::register(registry), Drain::new());
         let (engine, receiver, cluster) = match conf.is_cluster() {
             true => {
                 let addr = listener.local_addr();
-                let started = cluster::start(conf, addr, tls, registry, metrics, links.clone()).await?;
+                let started =
+                    cluster::start(conf, shares, addr, tls, registry, metrics, links.clone()).await?;
                 (started.engine, started.receiver, Some(started.cluster))
             }
             false => {
-                let (engine, receiver) = alone(conf.clone(), metrics).await?;
+                let (engine, receiver) = alone(conf.clone(), shares, metrics).await?;
                 (engine, receiver, None)
             }
         };
@@ -151,11 +154,19 @@ async fn finish(links: &Drain, serving: tokio::task::JoinHandle<()>) {
     }
 }
 
+/// Of namespaces that may not take all there is.
+fn shares(channels: &weir_conf::channel::Channels) -> Vec<Share> {
+    let named = channels.namespace.iter().map(|(name, options)| (Some(name.clone()), options.broker_share));
+    let all = named.chain([(None, channels.without_namespace.broker_share)]);
+    all.filter(|(_, percent)| *percent < 100).collect()
+}
+
 async fn alone(
     conf: weir_conf::broker::Broker,
+    shares: Vec<Share>,
     metrics: metrics::Metrics,
 ) -> Result<(Arc<Engine>, router::Receiver), BindError> {
-    let engine = tokio::task::spawn_blocking(move || Engine::new(conf, metrics)).await;
+    let engine = tokio::task::spawn_blocking(move || Engine::new(conf, &shares, metrics)).await;
     let engine = engine.map_err(|error| BindError::Router(error.to_string()))?;
     engine.map_err(|error| BindError::Router(error.to_string()))
 }

@@ -18,11 +18,17 @@ pub struct Metrics {
     pub deliveries: Counter,
     pub bytes_out: Counter,
     pub evicted: Counter,
+    pub streams_evicted: Counter,
     pub control_dropped: Counter,
     pub router_rebuilds: Counter,
     pub nodes: Gauge,
     pub channels: Gauge,
+    pub interest: Gauge,
+    pub streams: Gauge,
     pub history_bytes: Gauge,
+    pub key_bytes: Gauge,
+    /// Calls that were not taken since a limit was reached, by its key.
+    refused: Family<Cause, Counter>,
     /// Links from nodes that ended, or never came to be, by cause.
     pub links_refused: Family<Cause, Counter>,
     drops: Family<Cause, Counter>,
@@ -38,15 +44,25 @@ impl Metrics {
         registry.register("deliveries", "Deliveries handed to nodes", m.deliveries.clone());
         registry.register("delivery_bytes", "Bytes of deliveries handed to nodes", m.bytes_out.clone());
         registry.register("evicted", "Publications dropped by broker.history_memory", m.evicted.clone());
+        let help = "Idle streams that ended before their time, by broker.max_channels";
+        registry.register("streams_evicted", help, m.streams_evicted.clone());
         registry.register("control_dropped", "Control frames that found no room", m.control_dropped.clone());
         registry.register("router_rebuilds", "Routers built anew after one ended", m.router_rebuilds.clone());
         registry.register("nodes", "Attached nodes", m.nodes.clone());
         registry.register("channels", "Channels known", m.channels.clone());
+        registry.register("interest", "Channels that nodes or other brokers want", m.interest.clone());
+        registry.register("streams", "Streams kept, of channels with history", m.streams.clone());
         registry.register("history_bytes", "Memory of history", m.history_bytes.clone());
+        registry.register("key_bytes", "Of that, idempotency keys", m.key_bytes.clone());
+        registry.register("refused", "Calls refused over a limit, by its key", m.refused.clone());
         registry.register("links_refused", "Links refused or cut, by cause", m.links_refused.clone());
         registry.register("dropped", "Deliveries dropped before a resync, by cause", m.drops.clone());
         registry.register("resyncs", "Nodes that had to be resynced, by cause", m.resyncs.clone());
         m
+    }
+
+    pub fn refused(&self, cause: &'static str) {
+        self.refused.get_or_create(&Cause { cause }).inc();
     }
 
     pub fn dropped(&self, cause: &'static str) {

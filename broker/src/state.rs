@@ -7,21 +7,25 @@
 //! are still kept (by its clock and its memory), and when memory of what is over is freed. A stream
 //! ends by an entry that names it ([`Op::Expire`]), keys by the time of later entries.
 //!
-//! Time-driven work is driven by two heaps with one valid item per channel each: by the age of
-//! the oldest publication (memory), and by the next deadline (expiry). Items may be early, never
-//! late; an early one is put back.
+//! A stream begins with its first publication. Before that its epoch is made of what the shard has for all names
+//! ([`epochs`]), and nothing is kept of it: names cost nothing, whoever makes them up.
 
 mod channel;
+pub mod epochs;
+pub mod groups;
 pub mod keys;
 mod log;
+mod order;
 mod presence;
 mod snapshot;
 
 use channel::{Channel, announce};
+use epochs::{Epochs, derive};
+use groups::{Groups, Usage};
 use log::ChannelLog;
+use order::Order;
 use presence::Presence;
-use std::cmp::Reverse;
-use std::collections::{BinaryHeap, HashMap};
+use std::collections::HashMap;
 use std::sync::Arc;
 use weir_wire::entry::{Entry, Holder, Op};
 use weir_wire::envelope::{
@@ -46,17 +50,23 @@ pub enum Reply {
     Done,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct State {
     /// The latest time of an entry.
     time: u64,
     channels: HashMap<Arc<str>, Channel>,
+    epochs: Epochs,
     presence: Presence,
-    by_age: BinaryHeap<Reverse<(u64, Arc<str>)>>,
-    by_deadline: BinaryHeap<Reverse<(u64, Arc<str>)>>,
-    bytes: usize,
-    key_bytes: usize,
-    streams: usize,
+    order: Order,
+    groups: Arc<Groups>,
+    /// By groups.
+    usage: Vec<Usage>,
+}
+
+impl Default for State {
+    fn default() -> State {
+        State::new(Arc::default())
+    }
 }
 
 /// Something that cannot be ended yet is looked at again after so many milliseconds.
@@ -64,7 +74,22 @@ const RECHECK: u64 = 60_000;
 /// The same where only the shard's time has to go on.
 const RECHECK_TIME: u64 = 1_000;
 
+/// A table gives back its room when no more than this part of it is in use.
+const SPARSE: usize = 8;
+
 impl State {
+    pub fn new(groups: Arc<Groups>) -> State {
+        State {
+            time: 0,
+            channels: HashMap::new(),
+            epochs: Epochs::default(),
+            presence: Presence::default(),
+            order: Order::new(groups.count()),
+            usage: vec![Usage::default(); groups.count()],
+            groups,
+        }
+    }
+
     /// An entry that is committed, in the order of the log.
     pub fn apply(&mut self, entry: Entry, deliver: Deliver<'_>) -> Reply {
         self.time = self.time.max(entry.time_ms);
@@ -103,12 +128,24 @@ impl State {
                 Reply::Left(count)
             }
             Op::Expire { channels } => {
-                channels.iter().for_each(|c| self.end_stream(c));
+                let time = self.time;
+                channels.iter().for_each(|c| self.forget_stream(c, |log| log.is_dead(time)));
                 Reply::Done
             }
             Op::NewEpochs { seed } => {
+                self.epochs.renew(seed);
                 for (name, channel) in &mut self.channels {
                     channel.renumber(derive(seed, name));
+                }
+                Reply::Done
+            }
+            Op::Seed { seed } => {
+                self.epochs.set_seed(seed);
+                Reply::Done
+            }
+            Op::Evict { streams } => {
+                for (channel, at) in streams {
+                    self.forget_stream(&channel, |log| log.position() == at);
                 }
                 Reply::Done
             }
@@ -123,6 +160,9 @@ impl State {
 
     fn touch(&mut self, channel: &str, options: &StreamOptions, epoch: Epoch) -> Position {
         let time = self.time;
+        if let Some(position) = self.derived(channel) {
+            return position;
+        }
         let key = self.channel(channel, Some((*options, epoch)));
         self.change(&key, |c| {
             let log = c.log.get_or_insert_with(|| ChannelLog::new(time, epoch, options));
@@ -131,31 +171,68 @@ impl State {
         })
     }
 
-    /// Ends a stream whose time is over; the owner said that nobody is interested.
-    fn end_stream(&mut self, channel: &str) {
+    /// Ends a stream, if `may`; the owner said that nobody is interested.
+    fn forget_stream(&mut self, channel: &str, may: impl FnOnce(&ChannelLog) -> bool) {
         let Some(found) = self.channels.get_mut(channel) else { return };
-        if found.log.as_ref().is_some_and(|log| log.is_dead(self.time)) {
-            self.bytes -= found.log.take().map_or(0, |log| log.bytes());
-            self.streams -= 1;
+        if found.log.as_ref().is_some_and(may) {
+            let before = found.usage();
+            if found.log.take().is_some_and(|log| log.is_published()) {
+                self.epochs.forget(channel);
+            }
+            self.usage[found.group].replace(before, found.usage());
         }
         if found.is_unused() {
-            self.channels.remove(channel);
+            self.remove(channel);
         }
     }
 
-    /// Where a channel's stream stands, if it has one.
+    fn remove(&mut self, channel: &str) {
+        self.channels.remove(channel);
+        if self.channels.len() * SPARSE < self.channels.capacity() {
+            self.channels.shrink_to(2 * self.channels.len());
+        }
+    }
+
+    /// Where a stream stands that has no publications and never had any.
+    fn derived(&self, channel: &str) -> Option<Position> {
+        if self.has_stream(channel) {
+            return None;
+        }
+        Some(Position { epoch: self.epochs.of(channel)?, offset: 0 })
+    }
+
+    /// Whether something is kept of the channel's stream.
+    pub fn has_stream(&self, channel: &str) -> bool {
+        self.log(channel).is_some()
+    }
+
+    /// Whether epochs are made of a seed, so that a stream without publications takes nothing.
+    pub fn is_seeded(&self) -> bool {
+        self.epochs.is_seeded()
+    }
+
+    /// Where a channel's stream stands; in a state without a seed, if it has one.
     pub fn position(&self, channel: &str) -> Option<Position> {
-        Some(self.log(channel)?.position())
+        self.log(channel).map(ChannelLog::position).or_else(|| self.derived(channel))
     }
 
     /// The same, if a use of the stream at this time needs no entry.
-    pub fn touched(&self, now: u64, channel: &str, options: &StreamOptions) -> Option<Position> {
-        self.log(channel).filter(|log| log.is_touched(now, options)).map(ChannelLog::position)
+    pub fn touched(&mut self, now: u64, channel: &str, options: &StreamOptions) -> Option<Position> {
+        match self.channels.get_mut(channel).and_then(|c| c.log.as_mut()) {
+            Some(log) => {
+                log.note_use(now);
+                log.is_touched(now, options).then(|| log.position())
+            }
+            None => self.derived(channel),
+        }
     }
 
-    /// `None` without a stream.
+    /// `None`: nothing is known of the stream.
     pub fn history(&mut self, now: u64, channel: &str, query: &HistoryQuery) -> Option<History> {
         let now = now.max(self.time);
+        if let Some(top) = self.derived(channel) {
+            return Some(History { top, publications: Vec::new() });
+        }
         self.log(channel)?;
         self.change(channel, |c| c.log.as_mut().map(|log| log.read(now, query)))
     }
@@ -184,18 +261,21 @@ impl State {
         self.channels.get(channel).and_then(|c| c.keys.as_ref()).is_some_and(|k| k.has(key))
     }
 
-    /// Memory of publications and keys.
-    pub fn bytes(&self) -> usize {
-        self.bytes
+    /// What is kept of all channels.
+    pub fn usage(&self) -> Usage {
+        let mut all = Usage::default();
+        self.usage.iter().for_each(|usage| all.add(*usage));
+        all
     }
 
-    /// Of keys alone, which nothing shortens.
-    pub fn key_bytes(&self) -> usize {
-        self.key_bytes
+    /// … and by groups.
+    pub fn usage_by_group(&self) -> &[Usage] {
+        &self.usage
     }
 
-    pub fn streams(&self) -> usize {
-        self.streams
+    /// What the keys of one channel take.
+    pub fn key_bytes_of(&self, channel: &str) -> usize {
+        self.channels.get(channel).map_or(0, Channel::key_bytes)
     }
 
     pub fn channels(&self) -> usize {
@@ -205,84 +285,6 @@ impl State {
     /// The channel's shared name, which stays one allocation however many tables hold it.
     pub fn name(&self, channel: &str) -> Option<Arc<str>> {
         self.channels.get_key_value(channel).map(|(key, _)| key.clone())
-    }
-
-    /// No publication here is older than this.
-    pub fn oldest(&self) -> Option<u64> {
-        self.by_age.peek().map(|Reverse((at, _))| *at)
-    }
-
-    /// Drops the oldest publication of all channels here. Returns false if there is none, or none
-    /// that is not after `until`.
-    pub fn drop_oldest(&mut self, until: Option<u64>) -> bool {
-        while self.oldest().is_some_and(|at| until.is_none_or(|until| at <= until)) {
-            let Some(Reverse((at, key))) = self.by_age.pop() else { return false };
-            let Some(channel) = self.channels.get_mut(&key) else { continue };
-            if channel.in_age != Some(at) {
-                continue;
-            }
-            channel.in_age = None;
-            let dropped = self.change(&key, |c| match &mut c.log {
-                Some(log) if log.oldest() == Some(at) => {
-                    log.drop_front();
-                    true
-                }
-                _ => false,
-            });
-            if dropped {
-                return true;
-            }
-        }
-        false
-    }
-
-    /// Frees what is over by the clock of this holder, at most `budget` channels. `due` gets the
-    /// streams that may end now, for their owner to decide. True: keys end when the shard's time
-    /// goes on.
-    pub fn sweep(&mut self, now: u64, budget: usize, due: &mut Vec<Arc<str>>) -> bool {
-        let mut behind = false;
-        self.drop_void_items();
-        for _ in 0..budget {
-            match self.by_deadline.peek() {
-                Some(Reverse((at, _))) if *at <= now => {}
-                _ => break,
-            }
-            let Some(Reverse((at, key))) = self.by_deadline.pop() else { break };
-            let time = self.time;
-            let Some(channel) = self.channels.get_mut(&key) else { continue };
-            if channel.in_deadline != Some(at) {
-                continue;
-            }
-            channel.in_deadline = None;
-            let (before, keys_before) = (channel.bytes(), channel.key_bytes());
-            channel.expire(now, time);
-            let dead = channel.log.as_ref().is_some_and(|log| log.is_dead(now));
-            let keys_due = channel.keys.as_ref().and_then(|k| k.end()).is_some_and(|end| end <= now);
-            behind |= keys_due;
-            let recheck = if keys_due { RECHECK_TIME } else { RECHECK };
-            if dead {
-                due.push(key.clone());
-            }
-            let unused = channel.is_unused();
-            self.settle(&key, (before, keys_before), now.saturating_add(recheck), now);
-            if unused {
-                self.channels.remove(&key);
-            }
-        }
-        behind
-    }
-
-    /// Items of channels that ended do not pile up in the heaps.
-    fn drop_void_items(&mut self) {
-        let most = 2 * self.channels.len() + 64;
-        let channels = &self.channels;
-        if self.by_age.len() > most {
-            self.by_age.retain(|Reverse((at, c))| channels.get(c).is_some_and(|c| c.in_age == Some(*at)));
-        }
-        if self.by_deadline.len() > most {
-            let item = |c: &Channel, at: u64| c.in_deadline == Some(at);
-            self.by_deadline.retain(|Reverse((at, c))| channels.get(c).is_some_and(|c| item(c, *at)));
-        }
     }
 
     fn log(&self, channel: &str) -> Option<&ChannelLog> {
@@ -297,7 +299,8 @@ impl State {
             Some((key, _)) => key.clone(),
             None => {
                 let key: Arc<str> = channel.into();
-                self.channels.insert(key.clone(), Channel::default());
+                let group = self.groups.of(channel);
+                self.channels.insert(key.clone(), Channel { group, ..Channel::default() });
                 key
             }
         };
@@ -305,8 +308,9 @@ impl State {
             && let Some(channel) = self.channels.get_mut(&key)
             && channel.log.is_none()
         {
+            let epoch = self.epochs.of(&key).unwrap_or(epoch);
             channel.log = Some(ChannelLog::new(self.time, epoch, &options));
-            self.streams += 1;
+            self.usage[channel.group].streams += 1;
         }
         key
     }
@@ -314,54 +318,17 @@ impl State {
     /// Changes a channel and keeps sums and heaps right; one that is not there is as a new one.
     fn change<T>(&mut self, key: &str, change: impl FnOnce(&mut Channel) -> T) -> T {
         let Some(channel) = self.channels.get_mut(key) else { return change(&mut Channel::default()) };
-        let (bytes, key_bytes) = (channel.bytes(), channel.key_bytes());
+        let before = channel.usage();
         let result = change(channel);
-        // Nearly always the heaps hold it already: one look into the table is all.
+        // Nearly always: one look into the table is all.
         if channel.is_in_heaps() {
-            self.bytes = self.bytes + channel.bytes() - bytes;
-            self.key_bytes = self.key_bytes + channel.key_bytes() - key_bytes;
+            self.usage[channel.group].replace(before, channel.usage());
         } else {
             let now = self.time;
-            self.settle(key, (bytes, key_bytes), now.saturating_add(RECHECK), now);
+            self.settle(key, before, now.saturating_add(RECHECK), now);
         }
         result
     }
-
-    /// After a change: the sums of bytes, and the channel's items in the heaps. A deadline that is
-    /// behind is looked at again `later`.
-    fn settle(&mut self, key: &str, (bytes, key_bytes): (usize, usize), later: u64, now: u64) {
-        let Some(channel) = self.channels.get_mut(key) else { return };
-        self.bytes = self.bytes + channel.bytes() - bytes;
-        self.key_bytes = self.key_bytes + channel.key_bytes() - key_bytes;
-        let (mut age, mut deadline) = (None, None);
-        if channel.in_age.is_none() {
-            age = channel.log.as_ref().and_then(ChannelLog::oldest);
-            channel.in_age = age;
-        }
-        if channel.in_deadline.is_none() {
-            deadline = channel.deadline().map(|at| if at <= now { later } else { at });
-            channel.in_deadline = deadline;
-        }
-        if (age, deadline) == (None, None) {
-            return;
-        }
-        let Some(name) = self.name(key) else { return };
-        if let Some(at) = age {
-            self.by_age.push(Reverse((at, name.clone())));
-        }
-        if let Some(at) = deadline {
-            self.by_deadline.push(Reverse((at, name)));
-        }
-    }
-}
-
-/// A number for each name, the same at every holder.
-fn derive(seed: u64, name: &str) -> Epoch {
-    let fnv = |h: u64, b: &u8| (h ^ u64::from(*b)).wrapping_mul(0x100_0000_01b3);
-    let x = name.as_bytes().iter().fold(seed ^ 0xcbf2_9ce4_8422_2325, fnv);
-    let x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    let x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    Epoch(x ^ (x >> 31))
 }
 
 #[cfg(test)]

@@ -7,6 +7,9 @@
 mod certs;
 
 use bytes::Bytes;
+use futures_util::FutureExt;
+use prometheus_client::encoding::text::encode;
+use prometheus_client::registry::Registry;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::timeout;
@@ -36,6 +39,8 @@ struct System {
     broker: Option<Broker>,
     /// Of all brokers that nodes connect to.
     addrs: Vec<String>,
+    /// Of all brokers.
+    registries: Vec<Registry>,
     drain: Drain,
     _certs: Option<certs::Files>,
 }
@@ -59,10 +64,11 @@ impl System {
         change(&mut conf);
         let drain = Drain::new();
         if kind == Kind::Trio {
-            let addrs = trio(&conf, &drain).await;
-            return System { conf, broker: None, addrs, drain, _certs: None };
+            let (addrs, registries) = trio(&conf, &drain).await;
+            return System { conf, broker: None, addrs, registries, drain, _certs: None };
         }
-        let broker = Broker::bind(&conf.broker, &mut Default::default()).await.unwrap();
+        let mut registry = Registry::default();
+        let broker = Broker::bind(&conf.broker, &conf.channel, &mut registry).await.unwrap();
         let addrs = vec![broker.local_addr().to_string()];
         let broker = match kind {
             Kind::Local => Some(broker),
@@ -71,7 +77,26 @@ impl System {
                 None
             }
         };
-        System { conf, broker, addrs, drain, _certs: certs }
+        System { conf, broker, addrs, registries: vec![registry], drain, _certs: certs }
+    }
+
+    /// Until a gauge of all brokers together has come down, or up, to this.
+    async fn gauge_is(&self, name: &str, value: u64) {
+        let sum = || {
+            let value = |registry| {
+                let mut text = String::new();
+                encode(&mut text, registry).unwrap();
+                let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')).unwrap();
+                line.parse::<u64>().unwrap()
+            };
+            self.registries.iter().map(value).sum::<u64>()
+        };
+        let waited = timeout(WAIT, async {
+            while sum() != value {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        });
+        waited.await.unwrap_or_else(|_| panic!("{name} is {} and not {value}", sum()));
     }
 
     /// Attaches a node, and waits until it is.
@@ -92,14 +117,16 @@ impl System {
 }
 
 /// Three brokers that have found each other, each shard on two of them.
-async fn trio(conf: &Config, drain: &Drain) -> Vec<String> {
-    let (mut addrs, mut controls) = (Vec::new(), Vec::new());
+async fn trio(conf: &Config, drain: &Drain) -> (Vec<String>, Vec<Registry>) {
+    let (mut addrs, mut controls, mut registries) = (Vec::new(), Vec::new(), Vec::new());
     for n in 0..3 {
-        let mut conf = conf.broker.clone();
+        let (mut conf, channels) = (conf.broker.clone(), &conf.channel);
         conf.name = format!("b{n}");
         conf.bootstrap = n == 0;
         conf.peers = addrs.first().cloned().into_iter().collect();
-        let broker = Broker::bind(&conf, &mut Default::default()).await.unwrap();
+        let mut registry = Registry::default();
+        let broker = Broker::bind(&conf, channels, &mut registry).await.unwrap();
+        registries.push(registry);
         addrs.push(broker.local_addr().to_string());
         controls.push(broker.control().unwrap());
         tokio::spawn(broker.run(drain.clone()));
@@ -114,7 +141,7 @@ async fn trio(conf: &Config, drain: &Drain) -> Vec<String> {
         }
     };
     timeout(Duration::from_secs(60), ready).await.expect("three brokers become a cluster");
-    addrs
+    (addrs, registries)
 }
 
 impl Drop for System {
@@ -181,6 +208,8 @@ each! {
     control_reaches_every_node,
     a_survey_names_who_is_missing,
     limits_are_named,
+    names_leave_nothing_behind_and_come_back_to_their_epochs,
+    what_nobody_waits_for_is_not_subscribed,
     a_full_inbox_is_resynced_without_a_silent_loss,
 }
 
@@ -374,6 +403,48 @@ async fn limits_are_named(kind: Kind) {
     let large = a.publish(message("one", &"x".repeat(1000))).await;
     assert_eq!(large, Err(BusError::Limit("broker.message_size")));
     assert_eq!(a.publish(message("one", "y")).await.unwrap().unwrap().offset, 2);
+}
+
+async fn names_leave_nothing_behind_and_come_back_to_their_epochs(kind: Kind) {
+    let system = System::start(kind).await;
+    let (a, _inbox) = system.node(1).await;
+    let position = async |channel: &str| a.subscribe(channel.into(), Some(STREAM)).await.unwrap().unwrap();
+    let mut given = Vec::new();
+    for n in 0..200 {
+        let channel = format!("name {n}");
+        given.push(position(&channel).await);
+        a.unsubscribe(channel).await.unwrap();
+    }
+    for gauge in ["weir_broker_interest", "weir_broker_streams", "weir_broker_channels"] {
+        system.gauge_is(gauge, 0).await;
+    }
+    for (n, given) in given.iter().enumerate() {
+        assert_eq!(position(&format!("name {n}")).await, *given, "nothing was missed");
+    }
+    let first = a.publish(message("name 7", "x")).await.unwrap();
+    assert_eq!(first, Some(Position { offset: 1, ..given[7] }), "the first publication keeps the epoch");
+}
+
+/// A caller that gives up leaves nothing behind, whatever becomes of its call; one that asks again for the same channel
+/// keeps it.
+async fn what_nobody_waits_for_is_not_subscribed(kind: Kind) {
+    let system = System::start(kind).await;
+    let (a, _inbox) = system.node(1).await;
+    let (b, mut to_b) = system.node(2).await;
+    for n in 0..200 {
+        let (channel, stream) = (format!("name {n}"), (n % 2 == 0).then_some(STREAM));
+        if b.subscribe(channel.clone(), stream).now_or_never().is_some_and(|answer| answer.is_ok()) {
+            b.unsubscribe(channel).await.unwrap();
+        }
+    }
+    for _ in 0..50 {
+        let _given_up = b.subscribe("again".into(), Some(STREAM)).now_or_never();
+    }
+    b.subscribe("again".into(), Some(STREAM)).await.unwrap();
+    a.publish(message("again", "x")).await.unwrap();
+    until(&mut to_b, |event| publication(event).filter(|(delivery, _)| delivery.channel == "again")).await;
+    b.unsubscribe("again".into()).await.unwrap();
+    system.gauge_is("weir_broker_interest", 0).await;
 }
 
 /// Guarantee 4: a node that does not read loses deliveries, but never without a resync or a hole in

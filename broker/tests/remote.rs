@@ -64,7 +64,7 @@ impl Running {
 
     async fn with(conf: broker::Broker) -> Running {
         let mut registry = Registry::default();
-        let broker = Broker::bind(&conf, &mut registry).await.unwrap();
+        let broker = Broker::bind(&conf, &weir_conf::Config::default().channel, &mut registry).await.unwrap();
         let (addr, drain) = (broker.local_addr(), Drain::new());
         let task = tokio::spawn(broker.run(drain.clone()));
         Running { addr, drain, task, registry }

@@ -40,7 +40,7 @@ async fn broker(files: Option<&Files>, secret: &str) -> Running {
         files.set_broker(&mut conf);
     }
     let mut registry = Registry::default();
-    let broker = Broker::bind(&conf, &mut registry).await.unwrap();
+    let broker = Broker::bind(&conf, &weir_conf::Config::default().channel, &mut registry).await.unwrap();
     let (addr, drain) = (broker.local_addr(), Drain::new());
     tokio::spawn(broker.run(drain.clone()));
     Running { addr, drain, registry }
@@ -171,6 +171,10 @@ async fn a_bad_file_is_known_before_anything_is_served() {
     let mut conf = Config::default().broker;
     files.set_broker(&mut conf);
     conf.listen = "127.0.0.1:0".parse().unwrap();
-    let error = Broker::bind(&conf, &mut Registry::default()).await.err().unwrap().to_string();
+    let error = Broker::bind(&conf, &weir_conf::Config::default().channel, &mut Registry::default())
+        .await
+        .err()
+        .unwrap()
+        .to_string();
     assert!(error.starts_with(&format!("broker.tls_key = {:?}: ", files.key())), "{error}");
 }

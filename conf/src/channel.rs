@@ -25,6 +25,8 @@ pub struct ChannelOptions {
     pub history_size: u32,
     pub history_ttl: Duration,
     pub history_meta_ttl: Duration,
+    /// Of what a broker has for all channels, in percent.
+    pub broker_share: u8,
     /// What an acknowledged publication has reached.
     pub ack: Ack,
     /// What a publish does where too few brokers are to be reached for `ack`.
@@ -86,6 +88,7 @@ keys!(ChannelOptions {
     history_size,
     history_ttl,
     history_meta_ttl,
+    broker_share in 1..=100,
     ack,
     when_minority,
     delivery,

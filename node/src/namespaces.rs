@@ -92,6 +92,7 @@ pub mod tests {
             history_size: 0,
             history_ttl: Duration::ZERO,
             history_meta_ttl: Duration::from_secs(3600),
+            broker_share: 50,
             ack: Ack::Copies,
             when_minority: WhenMinority::Refuse,
             delivery: Delivery::Stream,

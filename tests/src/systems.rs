@@ -82,6 +82,10 @@ impl Nodes {
         Nodes { nodes, link, ports, _broker: (broker, broker_port) }
     }
 
+    pub fn broker(&self) -> &Process {
+        &self._broker.0
+    }
+
     pub fn addr(&self, node: usize) -> SocketAddr {
         self.ports[node].addr()
     }

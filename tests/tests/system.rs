@@ -24,6 +24,8 @@ mod flood;
 mod hosts;
 #[path = "system/limits.rs"]
 mod limits;
+#[path = "system/names.rs"]
+mod names;
 #[path = "system/nodes.rs"]
 mod nodes;
 #[path = "system/operate.rs"]

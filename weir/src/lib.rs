@@ -111,7 +111,7 @@ impl Weir {
             false => None,
         };
         let broker = match conf.roles.broker {
-            true => Some(Broker::bind(&conf.broker, &mut registry).await?),
+            true => Some(Broker::bind(&conf.broker, &conf.channel, &mut registry).await?),
             false => None,
         };
         let node = match conf.roles.node {

@@ -92,6 +92,8 @@ mod twin {
         DropMembers((u64, u64)),
         Expire(Vec<&'static str>),
         NewEpochs(u64),
+        Seed(u64),
+        Evict(Vec<(&'static str, Position)>),
     }
     #[derive(Encode)]
     pub struct Entry(pub u64, pub EntryOp);
@@ -114,6 +116,7 @@ mod twin {
         Key(&'static str, &'static str, u64, Option<Position>),
         Member(&'static str, (u64, u64), Member),
         End(u64),
+        Epochs(u64, Vec<(u16, u32)>),
     }
 }
 
@@ -350,6 +353,9 @@ fn entries_of_a_shards_log() {
     same(&at(Op::DropMembers { before: holder }), twin_at(twin::EntryOp::DropMembers((3, 400))));
     same(&at(Op::Expire { channels: vec!["c".into()] }), twin_at(twin::EntryOp::Expire(vec!["c"])));
     same(&at(Op::NewEpochs { seed: u64::MAX }), twin_at(twin::EntryOp::NewEpochs(u64::MAX)));
+    same(&at(Op::Seed { seed: 300 }), twin_at(twin::EntryOp::Seed(300)));
+    let streams = vec![("c".into(), Position { epoch: Epoch(1), offset: 2 })];
+    same(&at(Op::Evict { streams }), twin_at(twin::EntryOp::Evict(vec![("c", twin::Position(1, 2))])));
 }
 
 #[test]
@@ -382,6 +388,8 @@ fn records_of_a_snapshot() {
         twin::Record::Member("c", (3, 4), twin::Member(twin_info(), true, true)),
     );
     same(&Record::End { records: 300 }, twin::Record::End(300));
+    let epochs = Record::Epochs { seed: u64::MAX, generations: vec![(1, 2), (300, 70_000)] };
+    same(&epochs, twin::Record::Epochs(u64::MAX, vec![(1, 2), (300, 70_000)]));
 }
 
 #[test]

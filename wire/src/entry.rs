@@ -7,7 +7,7 @@
 //!   Call ──► the shard's owner ──► Entry ──► the logs of its holders ──► applied by each of them
 //! ```
 
-use crate::envelope::{HistoryQuery, Member, Publish, StreamOptions};
+use crate::envelope::{HistoryQuery, Member, Position, Publish, StreamOptions};
 use crate::id::{Epoch, NodeId};
 use wincode::{SchemaRead, SchemaWrite};
 
@@ -97,10 +97,10 @@ pub struct Entry {
 pub enum Op {
     Publish {
         publish: Publish,
-        /// For the channel's stream, if it comes into being by this.
+        /// For the channel's stream, if it comes into being by this in a state without a [`Op::Seed`].
         epoch: Epoch,
     },
-    /// A stream is created, or used without being changed.
+    /// A stream is used without being changed; in a state without a [`Op::Seed`] it is created if there is none.
     Touch {
         channel: String,
         stream: StreamOptions,
@@ -137,4 +137,17 @@ pub enum Op {
     NewEpochs {
         seed: u64,
     },
+    /// From now on the epoch of a stream that was never published to is made of this number and its name, so that
+    /// nothing has to be kept of it. The first one of a shard counts. Since wire version [`SEEDED`].
+    Seed {
+        seed: u64,
+    },
+    /// These streams end before their time, since there are too many: those that still stand where the owner saw
+    /// them when it chose. Since wire version [`SEEDED`].
+    Evict {
+        streams: Vec<(String, Position)>,
+    },
 }
+
+/// The wire version that brought [`Op::Seed`] and [`Op::Evict`]: all members of a cluster have to speak it.
+pub const SEEDED: u16 = 2;

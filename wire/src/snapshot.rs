@@ -2,7 +2,7 @@
 //! one after the other, so that nothing grows with the state but their number.
 //!
 //! ```text
-//!   Head · (Stream · Kept …)* · Key* · Member* · End
+//!   Head · Epochs? · (Stream · Kept …)* · Key* · Member* · End
 //! ```
 
 use crate::entry::Holder;
@@ -10,8 +10,9 @@ use crate::envelope::{self, Publication, Published};
 use crate::id::Epoch;
 use wincode::{SchemaRead, SchemaWrite};
 
-/// Of these records; the frames have their own.
-pub const VERSION: u16 = 1;
+/// Of these records; the frames have their own. With [`Record::Epochs`] it is 2, without 1, which the release before
+/// reads too.
+pub const VERSION: u16 = 2;
 
 #[derive(Clone, Debug, PartialEq, Eq, SchemaRead, SchemaWrite)]
 pub struct Stream {
@@ -55,5 +56,11 @@ pub enum Record {
     /// All of it is there: so many records before this one.
     End {
         records: u64,
+    },
+    /// What the epochs of streams that were never published to are made of; right after the head.
+    Epochs {
+        seed: u64,
+        /// Those that are not 0, by their buckets.
+        generations: Vec<(u16, u32)>,
     },
 }

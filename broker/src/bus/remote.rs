@@ -192,8 +192,10 @@ impl Shared {
         let mut state = self.lock();
         // Its caller gave up.
         let Some(pending) = state.pending.remove(&id) else { return };
-        if let Some(effect) = pending.effect {
-            state.mirror.done(&effect, id, &outcome);
+        if let Some(effect) = pending.effect
+            && let Some(undo) = state.mirror.done(&effect, id, &outcome)
+        {
+            self.tell(&mut state, undo);
         }
         drop(state);
         if let Some(caller) = pending.caller {

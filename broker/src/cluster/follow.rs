@@ -50,6 +50,7 @@ fn apply(world: &World, meta: &Meta, seen: &mut [(u64, u64)]) {
     mesh.set_cluster(meta.cluster.map_or(0, |id| id.0));
     let members: Vec<(BrokerId, String)> = meta.brokers.iter().map(|(id, b)| (*id, b.addr.clone())).collect();
     mesh.set_members(&members);
+    world.set_wire(meta.wire());
     for (number, assignment) in (0..).zip(&meta.shards) {
         let Some((version, epoch)) = seen.get_mut(usize::from(number)) else { return };
         if *version == assignment.version {

@@ -156,10 +156,18 @@ async fn carry(
         world.metrics.forward_retries.inc();
         tried = match world.owner(shard) {
             Some(owner) if owner == world.me => here(world, call.clone(), word).await,
-            Some(owner) => match again(word, || attempt(world, owner, call.clone(), deadline)) {
-                Some(attempt) => judge(attempt.await),
-                None => OVERTAKEN,
-            },
+            Some(owner) => {
+                let send = || attempt(world, owner, call.clone(), deadline);
+                let sent = match (&call, world.engine()) {
+                    // Given up meanwhile: the owner must not be told after it was told of that.
+                    (Call::Subscribe { channel, .. }, Some(engine)) => engine.if_wanted(channel, send),
+                    _ => again(word, send),
+                };
+                match sent {
+                    Some(attempt) => judge(attempt.await),
+                    None => OVERTAKEN,
+                }
+            }
             None => Tried::NotDone,
         };
     }

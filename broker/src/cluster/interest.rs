@@ -5,7 +5,7 @@
 use super::world::World;
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::sync::Notify;
@@ -21,22 +21,31 @@ const AGAIN: Duration = Duration::from_millis(50);
 
 #[derive(Default)]
 pub struct Interests {
-    marked: Mutex<BTreeSet<u16>>,
+    /// True: also where nothing is wanted, since the owner may think so.
+    marked: Mutex<BTreeMap<u16, bool>>,
     wake: Notify,
 }
 
 impl Interests {
     /// To be told (again); at most once for each shard waits.
     pub fn mark(&self, shard: u16) {
-        lock(&self.marked).insert(shard);
+        self.put(shard, false);
+    }
+
+    /// The owner could not be told that something is wanted no more.
+    pub fn mark_unwanted(&self, shard: u16) {
+        self.put(shard, true);
+    }
+
+    fn put(&self, shard: u16, unwanted: bool) {
+        *lock(&self.marked).entry(shard).or_default() |= unwanted;
         self.wake.notify_one();
     }
 
-    fn take(&self, busy: &BTreeSet<u16>) -> Option<u16> {
+    fn take(&self, busy: &BTreeSet<u16>) -> Option<(u16, bool)> {
         let mut marked = lock(&self.marked);
-        let next = marked.iter().find(|shard| !busy.contains(shard)).copied()?;
-        marked.remove(&next);
-        Some(next)
+        let next = marked.keys().find(|shard| !busy.contains(shard)).copied()?;
+        marked.remove_entry(&next)
     }
 
     pub fn waiting(&self) -> usize {
@@ -49,14 +58,14 @@ pub async fn run(world: Arc<World>) {
     let (mut busy, mut under_way) = (BTreeSet::new(), FuturesUnordered::new());
     loop {
         while under_way.len() < AT_ONCE
-            && let Some(shard) = world.interests.take(&busy)
+            && let Some((shard, unwanted)) = world.interests.take(&busy)
         {
             busy.insert(shard);
             let world = world.clone();
             under_way.push(async move {
-                if !tell(&world, shard).await {
+                if !tell(&world, shard, unwanted).await {
                     sleep(AGAIN).await;
-                    world.interests.mark(shard);
+                    world.interests.put(shard, unwanted);
                 }
                 shard
             });
@@ -69,11 +78,11 @@ pub async fn run(world: Arc<World>) {
 }
 
 /// False: to be tried again.
-async fn tell(world: &Arc<World>, shard: u16) -> bool {
+async fn tell(world: &Arc<World>, shard: u16, unwanted: bool) -> bool {
     let (Some(engine), Some(mesh)) = (world.engine(), world.mesh.get()) else { return true };
     let owner = world.owner(shard).filter(|owner| *owner != world.me);
     let deadline = Instant::now() + ANSWER;
-    let told = engine.tell_interest(shard, |wanted| {
+    let told = engine.tell_interest(shard, unwanted, |wanted| {
         owner.map(|owner| mesh.forward(owner, Request::Interest { shard, wanted }, deadline))
     });
     let asked = match told {

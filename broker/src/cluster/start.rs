@@ -7,7 +7,7 @@ use super::nodes;
 use super::operate::Control;
 use super::world::{Ground, World};
 use crate::disk::{Disk, Fsync, Identity as DirIdentity, Opened};
-use crate::engine::{Ask, Engine, SHARDS};
+use crate::engine::{Ask, Engine, SHARDS, Share};
 use crate::error::BindError;
 use crate::mesh::{self, Mesh};
 use crate::meta::controller::Policy;
@@ -31,10 +31,11 @@ use tokio::task::AbortHandle;
 use tokio::time::Instant;
 use weir_conf::broker::{Broker as Conf, Fsync as FsyncConf};
 use weir_core::drain::Drain;
+use weir_wire::entry::SEEDED;
 use weir_wire::id::BrokerId;
 
 /// Of this release.
-const WIRE: Versions = Versions { min: 1, max: 1 };
+const WIRE: Versions = Versions { min: 1, max: SEEDED };
 /// To hand over what this broker owns, or all that it holds, before it stops.
 const HAND_OVER: Duration = Duration::from_secs(10);
 /// Of that, for a lease: longer than it takes to find another leader. Without one by then there is no majority.
@@ -67,6 +68,7 @@ impl Drop for Joined {
 /// `addr` is where the listener is; the mesh ends when `drain` begins.
 pub async fn start(
     conf: &Conf,
+    shares: Vec<Share>,
     addr: SocketAddr,
     tls: Option<Tls>,
     registry: &mut Registry,
@@ -96,7 +98,7 @@ pub async fn start(
         metrics: Metrics::register(registry),
     });
     let (engine_conf, of) = (conf.clone(), world.clone());
-    let made = tokio::task::spawn_blocking(move || Engine::of(engine_conf, metrics, |_| of)).await;
+    let made = tokio::task::spawn_blocking(move || Engine::of(engine_conf, &shares, metrics, |_| of)).await;
     let (engine, receiver) = match made {
         Ok(Ok(made)) => made,
         Ok(Err(error)) => return Err(BindError::Router(error.to_string())),

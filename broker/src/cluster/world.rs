@@ -6,14 +6,15 @@ use super::metrics::Metrics;
 use super::nodes::Nodes;
 use crate::disk::{Disk, Shard as OnDisk};
 use crate::engine::{Ask, Change, Clock, Cluster, Engine, Found, Moment, SHARDS, Store, Submitted, Surveyed};
-use crate::mesh::Mesh;
+use crate::mesh::{ForwardError, Mesh, NotSent};
 use crate::meta::{Group, Lease, Meta};
 use crate::replica::{Floor, Limits, Now};
 use bytes::Bytes;
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU16, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, OnceLock, Weak};
 use std::time::Duration;
+use tokio::runtime::Handle;
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use weir_core::sync::lock;
@@ -48,6 +49,8 @@ pub struct World {
     floor: OnceLock<Arc<Meta>>,
     owners: Vec<AtomicU64>,
     epochs: Vec<AtomicU64>,
+    /// The wire version that all members speak.
+    wire: AtomicU16,
     /// Changes with each assignment that was followed, and when a shard is served.
     pub turns: watch::Sender<u64>,
     asks: mpsc::Sender<(u16, Ask)>,
@@ -89,6 +92,7 @@ impl World {
             floor: OnceLock::new(),
             owners: none(),
             epochs: none(),
+            wire: AtomicU16::new(0),
             turns: watch::Sender::new(0),
             asks,
             interests: Interests::default(),
@@ -119,6 +123,10 @@ impl World {
             o.store(owner.map_or(0, |id| id.0), Relaxed);
             e.store(epoch.0, Relaxed);
         }
+    }
+
+    pub fn set_wire(&self, version: Option<u16>) {
+        self.wire.store(version.unwrap_or(0), Relaxed);
     }
 
     pub fn set_floor(&self, meta: Arc<Meta>) {
@@ -187,6 +195,10 @@ impl Cluster for World {
 
     fn needs_bytes(&self) -> bool {
         true
+    }
+
+    fn wire(&self) -> u16 {
+        self.wire.load(Relaxed)
     }
 
     fn floor(&self, shard: u16) -> Floor {
@@ -270,8 +282,15 @@ impl Cluster for World {
     fn unwanted(&self, shard: u16, channel: &str) {
         if let (Some(mesh), Some(owner)) = (self.mesh.get(), self.owner(shard)) {
             let call = Call::Unsubscribe { channel: channel.to_owned() };
-            // Sent on the call. If it is lost, the next delivery that nobody wants says it again.
-            drop(mesh.forward(owner, Request::Call(call), Instant::now() + FAN_OUT));
+            // Sent on the call. Where that fails all is told anew; the end of a link ends interest too.
+            let told = mesh.forward(owner, Request::Call(call), Instant::now() + FAN_OUT);
+            let (Some(world), Ok(runtime)) = (self.itself.upgrade(), Handle::try_current()) else { return };
+            runtime.spawn(async move {
+                match told.await {
+                    Ok(Reply::Outcome(_)) | Err(ForwardError::NotSent(NotSent::NoLink | NotSent::Broke)) => {}
+                    Ok(_) | Err(_) => world.interests.mark_unwanted(shard),
+                }
+            });
         }
     }
 

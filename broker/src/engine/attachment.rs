@@ -38,10 +38,7 @@ impl Attachment {
         let (engine, slot) = (&self.engine, self.held.slot);
         let call = match op {
             Op::Publish(publish) => return engine.publish(publish),
-            // Noted while the shard is held: a detach in between must find it.
-            Op::Subscribe { channel, stream } => {
-                return engine.subscribe(slot, channel, stream, |name| self.held.add_interest(name));
-            }
+            Op::Subscribe { channel, stream } => return engine.subscribe(&self.held, channel, stream),
             Op::Unsubscribe { channel } => {
                 engine.unsubscribe(slot, &channel);
                 self.held.remove_interest(&channel);
@@ -86,10 +83,8 @@ impl Attachment {
     /// Interest and members from before a break of the link. Nothing is announced, unless the
     /// members were announced as gone because the node was away for longer than its lease, or taken for it.
     pub fn restore(&self, restore: Restore) {
-        for (channel, stream) in restore.interest {
-            if let Submitted::Now(Outcome::Limit(key)) = self.submit(Op::Subscribe { channel, stream }) {
-                tracing::warn!(node = %self.held.node, key, "interest could not be restored");
-            }
+        for (channel, _) in restore.interest {
+            self.engine.restore_interest(&self.held, &channel);
         }
         let (holder, quiet) = (self.held.holder(), !(self.held.was_expired || restore.void));
         let join = |(channel, member)| self.engine.call(Call::Join { channel, holder, member, quiet });

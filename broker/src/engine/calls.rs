@@ -4,9 +4,11 @@
 
 use super::cluster::{Moment, Submitted};
 use super::shard::{Shard, Then};
+use super::slots::Held;
 use super::{Engine, Refusal, lock};
 use crate::replica::Standing;
 use crate::state;
+use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use weir_wire::codec::MAX_FRAME;
 use weir_wire::entry::{Call, Holder, Op, shard_of};
@@ -14,13 +16,11 @@ use weir_wire::envelope::{Ack, ClientInfo, HistoryQuery, Publish, StreamOptions}
 use weir_wire::id::{BrokerId, Epoch};
 use weir_wire::peer::{HISTORY_CHUNK_SIZE, Outcome};
 
-/// Of `broker.history_memory`, for keys: they cannot be dropped before their time.
-const KEYS_SHARE: usize = 2;
-
 impl Engine {
     /// A call of one of this broker's nodes.
     pub fn call(&self, call: Call) -> Submitted {
         let number = shard_of(call.channel(), self.shards.len() as u16);
+        self.prepare(&call);
         // Put on its way while the shard is held: what is said of a channel keeps its order.
         self.with(number, |shard, moment| {
             self.cluster.overtake(&call);
@@ -41,32 +41,74 @@ impl Engine {
         submitted
     }
 
-    /// Interest of a node of this broker, noted before the owner is asked for the position.
-    /// `noted` is given the channel's shared name if it is new, while the shard is held.
+    /// Interest of a node of this broker. It is noted while the shard is held, so that an answer that comes later finds
+    /// it, and taken back by any answer but that it is subscribed.
     pub fn subscribe(
-        &self,
-        slot: super::Slot,
+        self: &Arc<Self>,
+        held: &Arc<Held>,
         channel: String,
         stream: Option<StreamOptions>,
-        noted: impl FnOnce(std::sync::Arc<str>),
     ) -> Submitted {
         let number = shard_of(&channel, self.shards.len() as u16);
         self.with(number, |shard, moment| {
-            let name = shard.state.name(&channel);
-            let new = shard.interest.add(slot, &channel, name);
-            let call = Call::Subscribe { channel, stream };
+            let call = Call::Subscribe { channel: channel.clone(), stream };
             let submitted = self.take(shard, moment, None, call);
-            let submitted = submitted.unwrap_or_else(|call| self.cluster.forward(number, *call));
-            match (new, &submitted) {
-                // Over a limit: nothing is changed.
-                (Some(name), Submitted::Now(Outcome::Limit(_))) => {
-                    shard.interest.remove(slot, &name);
+            let name = shard.state.name(&channel);
+            match submitted.unwrap_or_else(|call| self.cluster.forward(number, *call)) {
+                Submitted::Now(outcome @ Outcome::Subscribed(_)) => {
+                    self.note(shard, held, &channel);
+                    outcome.into()
                 }
-                (Some(name), _) => noted(name),
-                (None, _) => {}
+                Submitted::Later(later) => {
+                    let (number, new) = shard.interest.begin(held.slot, &channel, name);
+                    new.into_iter().for_each(|name| held.add_interest(name));
+                    let (engine, held) = (self.clone(), held.clone());
+                    Submitted::Subscribing(later, Attempt { engine, held, channel, number, is_open: true })
+                }
+                refused => refused,
             }
-            submitted
         })
+    }
+
+    /// Interest that a node had before it attached. What its channels' owners have to know they are told with the
+    /// resync that follows.
+    pub fn restore_interest(&self, held: &Held, channel: &str) {
+        let number = shard_of(channel, self.shards.len() as u16);
+        self.with(number, |shard, _| self.note(shard, held, channel));
+    }
+
+    fn note(&self, shard: &mut Shard, held: &Held, channel: &str) {
+        let name = shard.state.name(channel);
+        let new = shard.interest.add(held.slot, channel, name);
+        shard.interest.hold(held.slot, channel);
+        // While the shard is held: a detach in between must find it.
+        new.into_iter().for_each(|name| held.add_interest(name));
+    }
+
+    /// What an attempt came to.
+    fn end_attempt(&self, held: &Held, channel: &str, number: u64, subscribed: bool) {
+        let shard = shard_of(channel, self.shards.len() as u16);
+        self.with(shard, |shard, _| {
+            if let Some(last) = shard.interest.end(held.slot, channel, number, subscribed) {
+                held.remove_interest(channel);
+                if last && shard.standing() == Standing::Holder {
+                    self.cluster.unwanted(shard.number, channel);
+                }
+            }
+        });
+    }
+
+    /// Does something while the shard is held, if a node of this broker wants the channel.
+    pub fn if_wanted<T>(&self, channel: &str, act: impl FnOnce() -> T) -> Option<T> {
+        let shard = lock(&self.shards[usize::from(shard_of(channel, self.shards.len() as u16))]);
+        shard.interest.get(channel).filter(|who| !who.nodes.is_empty()).map(|_| act())
+    }
+
+    /// Before a shard is held: others may have to make room.
+    pub(super) fn prepare(&self, call: &Call) {
+        if let Call::Publish(Publish { channel, stream: Some(_), .. }) = call {
+            self.make_room_for(channel);
+        }
     }
 
     /// Ends the interest of a node of this broker.
@@ -125,6 +167,10 @@ impl Engine {
         from: Option<BrokerId>,
         call: Call,
     ) -> Result<Submitted, Box<Call>> {
+        if let (Some(from), Call::Unsubscribe { channel }) = (from, &call) {
+            // Also before it serves: what is wanted was told then, too.
+            shard.interest.remove_broker(from, channel);
+        }
         let ready = match &call {
             Call::Presence { .. } | Call::PresenceStats { .. } | Call::Unsubscribe { .. } => {
                 shard.may_serve(moment)
@@ -136,28 +182,28 @@ impl Engine {
         }
         Ok(match call {
             Call::Publish(publish) => self.take_publish(shard, moment, publish),
-            Call::Subscribe { channel, stream } => {
+            Call::Subscribe { channel, stream: None } => {
                 if let Some(from) = from {
-                    let name = shard.state.name(&channel);
-                    shard.interest.add_broker(from, &channel, name);
+                    note_broker(shard, from, &channel);
                 }
-                match stream {
-                    None => Outcome::Subscribed(None).into(),
-                    Some(stream) => self.take_touch(shard, moment, channel, stream, None),
-                }
+                Outcome::Subscribed(None).into()
             }
-            Call::Unsubscribe { channel } => {
-                if let Some(from) = from {
+            Call::Subscribe { channel, stream: Some(stream) } => {
+                let noted = from.filter(|from| note_broker(shard, *from, &channel));
+                let submitted = self.take_touch(shard, moment, channel.clone(), stream, None);
+                let stays =
+                    matches!(&submitted, Submitted::Later(_) | Submitted::Now(Outcome::Subscribed(_)));
+                // That broker takes it back itself where the answer comes later, or is lost.
+                if let Some(from) = noted.filter(|_| !stays) {
                     shard.interest.remove_broker(from, &channel);
                 }
-                Outcome::Done.into()
+                submitted
             }
+            Call::Unsubscribe { .. } => Outcome::Done.into(),
             Call::History { channel, query, stream } => {
                 self.take_touch(shard, moment, channel, stream, Some(query))
             }
-            Call::HistoryRemove { channel } if shard.state.position(&channel).is_none() => {
-                Outcome::Done.into()
-            }
+            Call::HistoryRemove { channel } if !shard.state.has_stream(&channel) => Outcome::Done.into(),
             Call::HistoryRemove { channel } => {
                 self.propose(shard, moment, Op::HistoryRemove { channel }, Then::Reply)
             }
@@ -182,12 +228,14 @@ impl Engine {
                 }
                 return Outcome::Published(None).into();
             }
-            (Some(_), _) if !self.has_room(shard, &publish.channel) => return Refusal::MaxChannels.into(),
+            (Some(_), _) if !self.has_room(shard, &publish.channel) => {
+                return self.refuse(Refusal::MaxChannels, &publish.channel);
+            }
             (_, Some(key))
-                if self.key_bytes.load(Relaxed) > self.conf.history_memory / KEYS_SHARE
+                if !self.has_room_for_key(shard, &publish.channel)
                     && !shard.state.has_key(&publish.channel, key) =>
             {
-                return Refusal::Keys.into();
+                return self.refuse(Refusal::Keys, &publish.channel);
             }
             _ => {}
         }
@@ -213,8 +261,8 @@ impl Engine {
                 None => Outcome::Subscribed(Some(position)).into(),
             };
         }
-        if !self.has_room(shard, &channel) {
-            return Refusal::MaxChannels.into();
+        if !shard.state.is_seeded() && !self.has_room(shard, &channel) {
+            return self.refuse(Refusal::MaxChannels, &channel);
         }
         let then = match query {
             Some(query) => Then::History { channel: channel.clone(), query, max_bytes: HISTORY_CHUNK_SIZE },
@@ -223,11 +271,45 @@ impl Engine {
         let epoch = Epoch(rand::random());
         self.propose(shard, moment, Op::Touch { channel, stream, epoch }, then)
     }
+}
 
-    /// Whether the channel has a stream, or may get one.
-    fn has_room(&self, shard: &Shard, channel: &str) -> bool {
-        self.streams.load(Relaxed) < self.conf.max_channels || shard.state.position(channel).is_some()
+/// A call to subscribe that is answered later. Dropped before that, it is as one that failed.
+pub struct Attempt {
+    engine: Arc<Engine>,
+    held: Arc<Held>,
+    channel: String,
+    number: u64,
+    is_open: bool,
+}
+
+impl Attempt {
+    pub fn end(mut self, outcome: &Outcome) {
+        self.settle(matches!(outcome, Outcome::Subscribed(_)));
     }
+
+    fn settle(&mut self, subscribed: bool) {
+        if std::mem::replace(&mut self.is_open, false) {
+            self.engine.end_attempt(&self.held, &self.channel, self.number, subscribed);
+        }
+    }
+}
+
+impl Drop for Attempt {
+    fn drop(&mut self) {
+        self.settle(false);
+    }
+}
+
+impl std::fmt::Debug for Attempt {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "attempt {} to subscribe to {:?}", self.number, self.channel)
+    }
+}
+
+/// Whether that broker's interest is new.
+fn note_broker(shard: &mut Shard, from: BrokerId, channel: &str) -> bool {
+    let name = shard.state.name(channel);
+    shard.interest.add_broker(from, channel, name)
 }
 
 /// No less than the publication takes in any frame.

@@ -2,13 +2,14 @@
 //! disk. [`Alone`] is a broker that has none of them: nothing leaves its process, and whatever is
 //! proposed is committed at once.
 
+use super::calls::Attempt;
 use crate::replica::{Assignment, Floor, Limits, Now, Restored};
 use bytes::Bytes;
 use std::future::Future;
 use std::pin::Pin;
 use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
-use weir_wire::entry::{Call, Holder};
+use weir_wire::entry::{Call, Holder, SEEDED};
 use weir_wire::envelope::{Control, Question, Survey};
 use weir_wire::id::{BrokerId, ShardEpoch};
 use weir_wire::peer::Outcome;
@@ -46,6 +47,8 @@ impl Clock {
 pub enum Submitted {
     Now(Outcome),
     Later(oneshot::Receiver<Outcome>),
+    /// The same for a node's interest, which was noted and is taken back unless it is subscribed.
+    Subscribing(oneshot::Receiver<Outcome>, Attempt),
 }
 
 /// Longer than it takes to drop a silent holder, and than to find another owner.
@@ -56,11 +59,20 @@ impl Submitted {
     pub async fn outcome(self) -> Outcome {
         match self {
             Submitted::Now(outcome) => outcome,
-            Submitted::Later(outcome) => match tokio::time::timeout(COMMIT_DEADLINE, outcome).await {
-                Ok(Ok(outcome)) => outcome,
-                Ok(Err(_)) | Err(_) => Outcome::Unavailable,
-            },
+            Submitted::Later(later) => awaited(later).await,
+            Submitted::Subscribing(later, attempt) => {
+                let outcome = awaited(later).await;
+                attempt.end(&outcome);
+                outcome
+            }
         }
+    }
+}
+
+async fn awaited(later: oneshot::Receiver<Outcome>) -> Outcome {
+    match tokio::time::timeout(COMMIT_DEADLINE, later).await {
+        Ok(Ok(outcome)) => outcome,
+        Ok(Err(_)) | Err(_) => Outcome::Unavailable,
     }
 }
 
@@ -122,6 +134,10 @@ pub trait Cluster: Send + Sync + 'static {
     /// Whether entries leave this process, so that their bytes are needed.
     fn needs_bytes(&self) -> bool;
 
+    /// The wire version that all brokers speak which may get entries of this one.
+    fn wire(&self) -> u16 {
+        SEEDED
+    }
     fn floor(&self, _shard: u16) -> Floor {
         Floor::default()
     }

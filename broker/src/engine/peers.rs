@@ -127,6 +127,7 @@ impl Engine {
     /// A call that another broker has forwarded; it is answered here or not at all.
     pub fn forwarded(&self, from: BrokerId, call: Call) -> Result<Submitted, NotDone> {
         let number = shard_of(call.channel(), self.shards.len() as u16);
+        self.prepare(&call);
         let taken = self.with(number, |shard, moment| {
             self.take(shard, moment, Some(from), call).map_err(|_| NotDone::of(shard))
         });
@@ -193,13 +194,18 @@ impl Engine {
     }
 
     /// What nodes here want of a shard that another broker owns, told while the shard is held: what
-    /// is wanted later is told later. `None`: they want nothing, or this broker owns it; if it serves
+    /// is wanted later is told later. `None`: they want nothing (unless `even_nothing`), or this broker owns it; if it serves
     /// it, they learn the positions from it.
-    pub fn tell_interest<T>(&self, number: u16, tell: impl FnOnce(Vec<String>) -> T) -> Option<T> {
+    pub fn tell_interest<T>(
+        &self,
+        number: u16,
+        even_nothing: bool,
+        tell: impl FnOnce(Vec<String>) -> T,
+    ) -> Option<T> {
         let told = self.with(number, |shard, moment| {
             let wanted = shard.interest.wanted_here();
             if shard.standing() == Standing::Holder {
-                return Ok((!wanted.is_empty()).then(|| tell(wanted)));
+                return Ok((even_nothing || !wanted.is_empty()).then(|| tell(wanted)));
             }
             match shard.may_serve(moment) {
                 true => Err(positions(shard, wanted)),

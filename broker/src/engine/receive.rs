@@ -128,7 +128,7 @@ impl Engine {
     }
 
     /// Where a channel's stream stands; `Err`: this broker does not serve its shard.
-    fn position(&self, channel: &str) -> Result<Option<Position>, u16> {
+    pub(super) fn position(&self, channel: &str) -> Result<Option<Position>, u16> {
         let number = shard_of(channel, self.shards.len() as u16);
         self.with(number, |shard, moment| match shard.may_serve(moment) {
             true => Ok(shard.state.position(channel)),

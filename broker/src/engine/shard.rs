@@ -6,6 +6,7 @@ use super::Engine;
 use super::cluster::{Ask, Change, Cluster, Found, Moment, Store, Submitted};
 use super::interest::Interest;
 use crate::replica::{Action, Refusal as Refused, Replica, Standing};
+use crate::state::groups::{Groups, Usage};
 use crate::state::{Reply, State};
 use bytes::Bytes;
 use std::collections::HashMap;
@@ -26,6 +27,9 @@ pub struct Shard {
     pub replica: Option<Replica<Token>>,
     pub state: State,
     pub interest: Interest,
+    groups: Arc<Groups>,
+    /// What the broker's sums contain of `state`; see [`super::memory`].
+    pub reported: Vec<Usage>,
     /// The last entry that `state` contains.
     applied: Place,
     /// Calls by their numbers, for those that could not be answered at once.
@@ -62,12 +66,14 @@ pub enum Then {
 }
 
 impl Shard {
-    pub fn new(number: u16) -> Shard {
+    pub fn new(number: u16, groups: Arc<Groups>) -> Shard {
         Shard {
             number,
             replica: None,
-            state: State::default(),
+            state: State::new(groups.clone()),
             interest: Interest::default(),
+            reported: vec![Usage::default(); groups.count()],
+            groups,
             applied: Place::default(),
             waiting: HashMap::new(),
             calls: 0,
@@ -98,9 +104,9 @@ impl Shard {
             return;
         }
         let Found { log, state } = cluster.found(self.number);
-        match state.map(State::restore).transpose() {
+        match state.map(|data| State::restore(data, &self.groups)).transpose() {
             Ok(state) => {
-                self.state = state.unwrap_or_default();
+                self.state = state.unwrap_or_else(|| State::new(self.groups.clone()));
                 self.applied = log.as_ref().map(|log| log.base).unwrap_or_default();
                 let (me, limits, floor) = (cluster.me(), cluster.limits(), cluster.floor(self.number));
                 self.replica = Some(Replica::new(me, limits, log, floor));
@@ -165,7 +171,7 @@ impl Shard {
 
     fn clear(&mut self) {
         self.replica = None;
-        self.state = State::default();
+        self.state = State::new(self.groups.clone());
         (self.applied, self.serving, self.live_waiting) = (Place::default(), None, 0);
         self.interest.forget_brokers(None);
         for (_, waiting) in self.waiting.drain() {
@@ -217,7 +223,7 @@ impl Engine {
         self.carry_out(shard, moment);
     }
 
-    fn append(
+    pub(super) fn append(
         &self,
         shard: &mut Shard,
         moment: Moment,
@@ -252,7 +258,7 @@ impl Engine {
         }
     }
 
-    fn carry_out(&self, shard: &mut Shard, moment: Moment) {
+    pub(super) fn carry_out(&self, shard: &mut Shard, moment: Moment) {
         let mut actions = Vec::new();
         while !shard.out.is_empty() {
             std::mem::swap(&mut actions, &mut shard.out);
@@ -282,16 +288,18 @@ impl Engine {
             Action::Send { to, message } => cluster.send(number, to, message),
             Action::Write { write, at, data } => cluster.store(number, Store::Append { write, at, data }),
             Action::Truncate { write, after } => cluster.store(number, Store::Truncate { write, after }),
-            Action::Install { write, at, resets, data } => match State::restore(data.clone()) {
-                Ok(state) => {
-                    (shard.state, shard.applied) = (state, at);
-                    cluster.store(number, Store::Install { write, at, resets, data });
+            Action::Install { write, at, resets, data } => {
+                match State::restore(data.clone(), &shard.groups) {
+                    Ok(state) => {
+                        (shard.state, shard.applied) = (state, at);
+                        cluster.store(number, Store::Install { write, at, resets, data });
+                    }
+                    Err(error) => shard.break_off(cluster, &error.to_string()),
                 }
-                Err(error) => shard.break_off(cluster, &error.to_string()),
-            },
+            }
             Action::Reset { write, resets, keep } => {
                 if !keep {
-                    (shard.state, shard.applied) = (State::default(), Place::default());
+                    (shard.state, shard.applied) = (State::new(shard.groups.clone()), Place::default());
                 }
                 cluster.store(number, Store::Reset { write, resets, keep });
             }
@@ -306,6 +314,7 @@ impl Engine {
                     let op = Op::NewEpochs { seed: rand::random() };
                     let _taken_since_it_serves = self.append(shard, moment, op, Then::Nothing, 0);
                 }
+                self.seed(shard, moment);
                 cluster.changed(number, Change::Serving { epoch, fresh });
             }
             Action::Stopped { epoch } => {
@@ -368,20 +377,6 @@ impl Engine {
                 }
             }
             Err(error) => tracing::error!(shard = shard.number, %error, "no snapshot of a shard's state"),
-        }
-    }
-
-    /// Streams and keys whose time is over.
-    pub(super) fn sweep(&self, shard: &mut Shard, moment: Moment, budget: usize) {
-        let mut due: Vec<Arc<str>> = Vec::new();
-        let keys = shard.state.sweep(moment.ms, budget, &mut due);
-        // After a change of the owner, nodes have to tell first what they are interested in.
-        let told = 2 * self.conf.node_lease;
-        let settled = shard.serving.is_some_and(|s| moment.now.at.saturating_duration_since(s) >= told);
-        let ends = due.iter().filter(|c| settled && !shard.interest.has(c));
-        let channels: Vec<String> = ends.map(|c| c.to_string()).collect();
-        if shard.serving.is_some() && (keys || !channels.is_empty()) {
-            self.propose_quietly(shard, moment, Op::Expire { channels });
         }
     }
 }

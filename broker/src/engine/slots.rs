@@ -62,6 +62,8 @@ struct Gone {
     link: u64,
 }
 
+/// A table gives back its room when no more than this part of it is in use.
+const SPARSE: usize = 8;
 /// Ended leases that are remembered.
 const REMEMBERED: usize = 1024;
 
@@ -238,7 +240,12 @@ impl Held {
     }
 
     pub fn remove_interest(&self, channel: &str) {
-        lock(&self.interest).remove(channel);
+        let mut interest = lock(&self.interest);
+        interest.remove(channel);
+        if interest.len() * SPARSE < interest.capacity() {
+            let room = 2 * interest.len();
+            interest.shrink_to(room);
+        }
     }
 
     pub fn interest(&self) -> Vec<Arc<str>> {

@@ -19,7 +19,7 @@ const LEASE: Duration = Duration::from_secs(5);
 fn engine(history_memory: usize) -> (Arc<Engine>, Receiver) {
     let metrics = Metrics::register(&mut Default::default());
     let stepping = |id| Arc::new(Stepping(Alone::new(BrokerId(id)), 0.into()));
-    Engine::of(conf(history_memory), metrics, |id| stepping(id)).unwrap()
+    Engine::of(conf(history_memory), &[], metrics, |id| stepping(id)).unwrap()
 }
 
 pub fn conf(history_memory: usize) -> Conf {
@@ -72,7 +72,7 @@ impl Cluster for Stepping {
 fn now(submitted: Submitted) -> Outcome {
     match submitted {
         Submitted::Now(outcome) => outcome,
-        Submitted::Later(_) => panic!("it waits"),
+        Submitted::Later(_) | Submitted::Subscribing(..) => panic!("it waits"),
     }
 }
 
@@ -148,7 +148,7 @@ async fn short_memory_costs_the_oldest_of_all_shards_and_no_more() {
             ..Default::default()
         };
         assert!(matches!(now(engine.publish(publish)), Outcome::Published(Some(_))));
-        let bytes = engine.bytes.load(Relaxed);
+        let bytes = engine.accounts.all().bytes;
         assert!(bytes <= 20_000 && (i < 20 || bytes > 18_500), "{bytes} bytes after {i}");
     }
     let all = HistoryQuery { since: None, limit: u32::MAX, reverse: false };
@@ -180,6 +180,115 @@ async fn keys_are_refused_over_their_share_and_never_forgotten_before_their_time
     assert_eq!(publish(0), first, "a repeat is no new key");
     let plain = Publish { idempotency_key: None, ..keyed(0) };
     assert!(matches!(now(engine.publish(plain)), Outcome::Published(Some(_))), "nor is none");
+}
+
+const STREAM: StreamOptions = StreamOptions { size: 1000, ttl_ms: 60_000, meta_ttl_ms: 60_000 };
+
+fn message(channel: &str, size: usize) -> Publish {
+    let (channel, data) = (channel.to_owned(), vec![1; size].into());
+    Publish { channel, data, stream: Some(STREAM), ..Default::default() }
+}
+
+fn kept(engine: &Arc<Engine>, channel: &str) -> usize {
+    let query = HistoryQuery { since: None, limit: u32::MAX, reverse: false };
+    let call = Call::History { channel: channel.into(), query, stream: STREAM };
+    let Outcome::History { history, .. } = now(engine.call(call)) else { panic!("no history") };
+    history.publications.len()
+}
+
+#[tokio::test]
+async fn one_heavy_publisher_does_not_push_out_what_others_have() {
+    let (engine, _receiver) = engine(1 << 20);
+    for _ in 0..10 {
+        now(engine.publish(message("light", 1000)));
+    }
+    for n in 0..5000 {
+        now(engine.publish(message(if n % 2 == 0 { "heavy" } else { "other heavy" }, 10_000)));
+    }
+    assert_eq!(kept(&engine, "light"), 10);
+    assert!(kept(&engine, "heavy") > 10 && engine.accounts.all().bytes <= 1 << 20);
+}
+
+#[tokio::test]
+async fn a_namespace_keeps_to_its_share() {
+    let metrics = Metrics::register(&mut Default::default());
+    let shares = [(Some("chat".to_owned()), 25)];
+    let conf = Conf { max_channels: 40, ..conf(1 << 20) };
+    let (engine, _receiver) =
+        Engine::of(conf, &shares, metrics, |id| Arc::new(Stepping(Alone::new(BrokerId(id)), 0.into())))
+            .unwrap();
+    for n in 0..1000 {
+        now(engine.publish(message(&format!("chat:{}", n % 5), 1000)));
+        now(engine.publish(message("other", 500)));
+    }
+    let taken = |group| engine.accounts.balance(group).0;
+    assert!(taken(Some(1)).bytes <= 1 << 18 && taken(None).bytes > 1 << 19);
+    assert_eq!(kept(&engine, "other"), 1000, "nothing of it had to go");
+    let refused = |channel: &str| {
+        now(engine.publish(message(channel, 1))) == Outcome::Limit("broker.max_channels".into())
+    };
+    let streams = (5..100).take_while(|n| !refused(&format!("chat:{n}"))).count();
+    assert_eq!((streams, refused("chat:new"), refused("new")), (5, true, false), "a quarter of 40");
+}
+
+#[tokio::test]
+async fn names_come_and_go_without_a_trace_and_come_back_to_the_same_epoch() {
+    let (engine, _receiver) = engine(1 << 20);
+    let node = attach(&engine, A);
+    let subscribe = |channel: &str| {
+        let (channel, stream) = (channel.to_owned(), Some(STREAM));
+        match now(node.submit(Op::Subscribe { channel, stream })) {
+            Outcome::Subscribed(Some(position)) => position,
+            other => panic!("{other:?}"),
+        }
+    };
+    let silent = subscribe("silent");
+    for n in 0..50_000 {
+        let name = format!("name {n}");
+        subscribe(&name);
+        now(node.submit(Op::Unsubscribe { channel: name }));
+    }
+    now(node.submit(Op::Unsubscribe { channel: "silent".into() }));
+    let (channels, interest) = engine.shards.iter().map(lock).fold((0, 0), |(channels, interest), shard| {
+        (channels + shard.state.channels(), interest + shard.interest.len())
+    });
+    assert_eq!((channels, interest, engine.accounts.all().streams), (0, 0, 0));
+    assert_eq!(subscribe("silent"), silent, "nothing was missed");
+    let first = now(engine.publish(message("silent", 1)));
+    assert_eq!(first, Outcome::Published(Some(Position { offset: 1, ..silent })));
+}
+
+#[tokio::test]
+async fn at_the_limit_of_streams_idle_ones_make_room_and_refusing_is_the_last_resort() {
+    let (engine, _receiver) = engine(1 << 20);
+    let node = attach(&engine, A);
+    let short =
+        |channel: &str| Publish { stream: Some(StreamOptions { size: 0, ..STREAM }), ..message(channel, 1) };
+    let wanted = Op::Subscribe { channel: "wanted".into(), stream: Some(STREAM) };
+    let published = |publish| matches!(now(engine.publish(publish)), Outcome::Published(Some(_)));
+    assert!(published(short("wanted")) && matches!(now(node.submit(wanted)), Outcome::Subscribed(Some(_))));
+    let place = engine.position("wanted");
+    for n in 0..5000 {
+        assert!(published(short(&format!("idle {n}"))), "stream {n}");
+    }
+    assert_eq!(engine.position("wanted"), place, "it is wanted");
+    assert!(engine.accounts.all().streams <= 1000);
+    // All full of what is kept: then a new one is refused, and nobody loses anything.
+    let full = (0..5000).take_while(|n| published(message(&format!("kept {n}"), 1))).count();
+    assert_eq!((full, kept(&engine, "kept 0")), (999, 1));
+    assert!(published(message("kept 5", 1)), "one that is there goes on");
+}
+
+#[tokio::test]
+async fn who_has_many_keys_is_refused_before_who_has_few() {
+    let (engine, _receiver) = engine(100_000);
+    let keyed = |channel: &str, key: usize| {
+        let publish = Publish { idempotency_key: Some(format!("key {key}")), ..message(channel, 1) };
+        matches!(now(engine.publish(publish)), Outcome::Published(Some(_)))
+    };
+    let heavy = (0..10_000).take_while(|key| keyed("heavy", *key)).count();
+    assert!((200..300).contains(&heavy), "{heavy} of 373 that all keys together may be");
+    assert!((0..20).all(|key| keyed("light", key)) && !keyed("heavy", 10_000));
 }
 
 #[tokio::test]

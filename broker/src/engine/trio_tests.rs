@@ -114,7 +114,7 @@ impl Trio {
                 asks: Mutex::default(),
             });
             let metrics = Metrics::register(&mut Default::default());
-            let (engine, receiver) = Engine::of(conf(1 << 20), metrics, |_| memory.clone()).unwrap();
+            let (engine, receiver) = Engine::of(conf(1 << 20), &[], metrics, |_| memory.clone()).unwrap();
             (memory, engine, receiver)
         };
         let brokers = (0..3).map(broker).collect();
@@ -153,6 +153,25 @@ impl Trio {
         lock(&self.engine(n).shards[usize::from(shard_of("ch", SHARDS))]).state.position("ch")
     }
 
+    fn has_stream(&self, n: usize) -> bool {
+        lock(&self.engine(n).shards[usize::from(shard_of("ch", SHARDS))]).state.has_stream("ch")
+    }
+
+    /// Channels that this broker takes for wanted.
+    fn interest(&self, n: usize) -> usize {
+        self.engine(n).holdings().channels
+    }
+
+    /// The next forwarded call of a broker, taken out of its way.
+    fn taken_out(&self, n: usize) -> (Call, tokio::sync::oneshot::Sender<Outcome>) {
+        let mut out = lock(&self.brokers[n].0.out);
+        let at = out.iter().position(|item| matches!(item, Item::Forward(..))).expect("a forwarded call");
+        match out.remove(at) {
+            Some(Item::Forward(call, answer)) => (call, answer),
+            _ => unreachable!("it was one"),
+        }
+    }
+
     fn alive(&self, n: usize) -> bool {
         !self.dead.contains(&n)
     }
@@ -183,6 +202,7 @@ impl Trio {
             Item::Forward(call, answer) => match engine.forwarded(id(from), call) {
                 Ok(Submitted::Now(outcome)) => drop(answer.send(outcome)),
                 Ok(Submitted::Later(later)) => self.forwarded.push((later, answer)),
+                Ok(Submitted::Subscribing(..)) => panic!("no node of this broker asks"),
                 Err(_) => drop(answer.send(Outcome::Unavailable)),
             },
         }
@@ -210,6 +230,11 @@ impl Trio {
         match submitted {
             Submitted::Now(outcome) => outcome,
             Submitted::Later(mut later) => later.try_recv().expect("it is answered"),
+            Submitted::Subscribing(mut later, attempt) => {
+                let outcome = later.try_recv().expect("it is answered");
+                attempt.end(&outcome);
+                outcome
+            }
         }
     }
 
@@ -290,7 +315,9 @@ fn position(outcome: &Outcome) -> Position {
 fn is_waiting(submitted: &mut Submitted) -> bool {
     match submitted {
         Submitted::Now(_) => false,
-        Submitted::Later(later) => later.try_recv() == Err(TryRecvError::Empty),
+        Submitted::Later(later) | Submitted::Subscribing(later, _) => {
+            later.try_recv() == Err(TryRecvError::Empty)
+        }
     }
 }
 
@@ -445,7 +472,8 @@ async fn a_stream_ends_everywhere_when_nobody_is_interested() {
     for wanted in [true, false] {
         let node = trio.engine(0).attach(NodeId(1), "test", Arc::new(Nowhere)).unwrap();
         if wanted {
-            node.submit(Op::Subscribe { channel: "ch".into(), stream: Some(STREAM) });
+            let submitted = node.submit(Op::Subscribe { channel: "ch".into(), stream: Some(STREAM) });
+            assert!(matches!(trio.done(submitted), Outcome::Subscribed(Some(_))));
         }
         trio.carry();
         trio.pass(200_000);
@@ -456,7 +484,99 @@ async fn a_stream_ends_everywhere_when_nobody_is_interested() {
         trio.carry();
         trio.beat();
         for n in 0..3 {
-            assert_eq!(trio.top(n).is_some(), wanted, "at {n}");
+            assert_eq!(trio.has_stream(n), wanted, "at {n}");
         }
     }
+}
+
+/// Whatever becomes of a call to subscribe: who is not told that it is subscribed leaves nothing behind, neither at
+/// the broker of its node nor at the owner.
+#[tokio::test]
+async fn what_is_not_subscribed_leaves_no_interest_behind() {
+    #[derive(Clone, Copy, Debug, PartialEq)]
+    enum End {
+        Subscribed,
+        Refused,
+        /// The owner has noted it, but its answer is lost.
+        AnswerLost,
+        /// Nobody waits for the answer any more, which comes yet.
+        GivenUp,
+        Detached,
+    }
+    for end in [End::Subscribed, End::Refused, End::AnswerLost, End::GivenUp, End::Detached] {
+        let mut trio = Trio::start(0, &[0, 1, 2], &[], false);
+        let node = trio.engine(1).attach(NodeId(1), "test", Arc::new(Nowhere)).unwrap();
+        let subscribe =
+            |node: &Attachment| node.submit(Op::Subscribe { channel: "ch".into(), stream: Some(STREAM) });
+        let mut submitted = subscribe(&node);
+        assert!(is_waiting(&mut submitted) && trio.interest(1) == 1, "{end:?}: noted before the answer");
+        match end {
+            End::Subscribed => {
+                assert!(matches!(trio.done(submitted), Outcome::Subscribed(Some(_))));
+                assert_eq!((trio.interest(0), trio.interest(1)), (1, 1));
+                node.submit(Op::Unsubscribe { channel: "ch".into() });
+            }
+            End::Refused => {
+                let (_, answer) = trio.taken_out(1);
+                answer.send(Outcome::Limit("broker.max_channels".into())).unwrap();
+                assert!(matches!(trio.done(submitted), Outcome::Limit(_)));
+            }
+            End::AnswerLost => {
+                let (call, answer) = trio.taken_out(1);
+                assert!(trio.engine(0).forwarded(id(1), call).is_ok() && trio.interest(0) == 1);
+                answer.send(Outcome::Unavailable).unwrap();
+                assert_eq!(trio.done(submitted), Outcome::Unavailable);
+            }
+            End::GivenUp => drop(submitted),
+            End::Detached => {
+                trio.carry();
+                drop(node);
+            }
+        }
+        trio.carry();
+        assert_eq!((trio.interest(0), trio.interest(1)), (0, 0), "{end:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_late_answer_takes_nothing_from_a_newer_attempt() {
+    let mut trio = Trio::start(0, &[0, 1, 2], &[], false);
+    let node = trio.engine(1).attach(NodeId(1), "test", Arc::new(Nowhere)).unwrap();
+    let subscribe = || node.submit(Op::Subscribe { channel: "ch".into(), stream: Some(STREAM) });
+    let first = subscribe();
+    let (_, late) = trio.taken_out(1);
+    node.submit(Op::Unsubscribe { channel: "ch".into() });
+    let second = subscribe();
+    late.send(Outcome::Unavailable).unwrap();
+    assert_eq!(trio.done(first), Outcome::Unavailable);
+    assert!(matches!(trio.done(second), Outcome::Subscribed(Some(_))));
+    assert_eq!((trio.interest(0), trio.interest(1)), (1, 1));
+    drop(node);
+    trio.carry();
+    assert_eq!((trio.interest(0), trio.interest(1)), (0, 0));
+}
+
+/// Epochs of streams without publications are the same ones whoever owns the shard, and other ones once something may
+/// be lost.
+#[tokio::test]
+async fn a_silent_channel_keeps_its_epoch_over_a_promotion_and_not_over_a_loss() {
+    let mut trio = Trio::start(0, &[0, 1], &[2], false);
+    let at = |trio: &Trio, n: usize, channel: &str| {
+        let shard = lock(&trio.engine(n).shards[usize::from(shard_of(channel, SHARDS))]);
+        shard.state.position(channel).unwrap()
+    };
+    trio.pass(60);
+    trio.assign(0, &[0, 1, 2], &[], 0);
+    trio.pass(60);
+    let silent = at(&trio, 0, "silent");
+    trio.publish(0, "1", None);
+    trio.dead = vec![0];
+    trio.assign(1, &[1, 2], &[], 0);
+    trio.pass(60);
+    trio.publish(1, "2", None);
+    assert_eq!((at(&trio, 1, "silent"), at(&trio, 2, "silent")), (silent, silent));
+    trio.dead = vec![0, 1];
+    trio.assign(2, &[2], &[], 1);
+    trio.pass(60);
+    assert_ne!(at(&trio, 2, "silent").epoch, silent.epoch);
 }

@@ -114,11 +114,13 @@ impl Meta {
         Ok(())
     }
 
-    /// Whether a broker that introduces itself like this can talk with all the others.
+    /// Whether a broker that introduces itself like this can talk with all the others, and reads what was written since
+    /// all members speak a newer version.
     pub fn check_versions(&self, id: BrokerId, who: &Introduction, replaced: &[BrokerId]) -> Reply {
         let others = self.brokers.iter().filter(|(other, _)| **other != id && !replaced.contains(other));
         for (_, other) in others {
-            if !other.wire.have_one_in_common(who.wire) {
+            let in_use = self.wire().unwrap_or(0);
+            if !other.wire.have_one_in_common(who.wire) || who.wire.max < in_use {
                 let (member, ours) = (other.name.clone(), other.wire);
                 return Err(Refusal::Wire { member, ours, theirs: who.wire });
             }

@@ -1,8 +1,10 @@
 //! One channel of a shard: its stream, its keys, and what goes out when something is published.
 
 use super::Deliver;
+use super::groups::Usage;
 use super::keys::Keys;
 use super::log::ChannelLog;
+use super::order::{self, Weight};
 use weir_wire::envelope::{Body, Delivery, Position, Publication, Publish, Published, StreamOptions};
 use weir_wire::id::Epoch;
 use weir_wire::peer::FromBroker;
@@ -11,8 +13,11 @@ use weir_wire::peer::FromBroker;
 pub struct Channel {
     pub log: Option<ChannelLog>,
     pub keys: Option<Box<Keys>>,
-    /// The times under which the heaps hold this channel; others of its items there are void.
-    pub in_age: Option<u64>,
+    /// With which it is counted; see [`super::groups`].
+    pub group: usize,
+    /// What the heaps hold this channel under; others of its items there are void.
+    pub in_weight: Option<Weight>,
+    pub in_idleness: Option<u64>,
     pub in_deadline: Option<u64>,
 }
 
@@ -41,16 +46,34 @@ impl Channel {
         published
     }
 
-    pub fn bytes(&self) -> usize {
-        self.log.as_ref().map_or(0, ChannelLog::bytes) + self.key_bytes()
+    pub fn usage(&self) -> Usage {
+        let key_bytes = self.key_bytes();
+        let bytes = self.log.as_ref().map_or(0, ChannelLog::bytes) + key_bytes;
+        Usage { bytes, key_bytes, streams: usize::from(self.log.is_some()) }
     }
 
     pub fn key_bytes(&self) -> usize {
         self.keys.as_ref().map_or(0, |k| k.bytes())
     }
 
+    /// Of its publications.
+    pub fn weight(&self) -> Option<Weight> {
+        self.log.as_ref().and_then(order::weight)
+    }
+
+    /// Whether its item is no later than this.
+    pub fn covers(&self, weight: &Weight) -> bool {
+        self.in_weight.is_some_and(|item| item.0 >= weight.0)
+    }
+
+    /// Since when its stream is neither used nor has publications here.
+    pub fn idle_since(&self) -> Option<u64> {
+        self.log.as_ref().filter(|log| log.oldest().is_none()).map(ChannelLog::used_at)
+    }
+
+    /// Nearly always: then a change needs no look at them.
     pub fn is_in_heaps(&self) -> bool {
-        self.in_deadline.is_some() && self.in_age.is_some()
+        self.in_deadline.is_some() && self.weight().is_some_and(|weight| self.covers(&weight))
     }
 
     pub fn deadline(&self) -> Option<u64> {

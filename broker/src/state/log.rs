@@ -22,6 +22,8 @@ pub struct ChannelLog {
     version_epoch: String,
     last_use: u64,
     outlives_use: u64,
+    /// The last use that this holder knows of: not counted ahead, and the same at no two holders.
+    used_at: u64,
     /// When the newest publication's time is over; 0 once it was removed.
     top_expires: u64,
 }
@@ -86,6 +88,7 @@ impl ChannelLog {
             version_epoch: String::new(),
             last_use: now,
             outlives_use: 0,
+            used_at: now,
             top_expires: 0,
         };
         log.used(now, options);
@@ -102,7 +105,22 @@ impl ChannelLog {
 
     /// The same for a use that leaves no publication.
     pub fn touch(&mut self, now: u64, options: &StreamOptions) {
+        self.note_use(now);
         self.used(now.saturating_add(outlives(options) / AHEAD), options);
+    }
+
+    /// A use that nothing depends on but which streams end first where there are too many.
+    pub fn note_use(&mut self, now: u64) {
+        self.used_at = self.used_at.max(now);
+    }
+
+    pub fn used_at(&self) -> u64 {
+        self.used_at
+    }
+
+    /// Whether there was ever a publication.
+    pub fn is_published(&self) -> bool {
+        self.top > 0
     }
 
     /// Whether such a use now is counted already.
@@ -122,6 +140,7 @@ impl ChannelLog {
     /// Appends what was given its offset by [`next`](Self::next).
     pub fn append(&mut self, now: u64, options: &StreamOptions, publication: Publication) {
         debug_assert_eq!(publication.offset, self.top + 1);
+        self.note_use(now);
         self.used(now, options);
         self.top = publication.offset;
         let expires = now.saturating_add(options.ttl_ms);
@@ -275,6 +294,7 @@ impl Restoring {
             version_epoch: record.version_epoch,
             last_use: record.last_use_ms,
             outlives_use: record.outlives_ms,
+            used_at: record.last_use_ms,
             top_expires: record.top_expires_ms,
         };
         Restoring { log, last: None }

@@ -1,6 +1,7 @@
 //! Who is where: the members of a shard's channels, each held by the node of its client. Pure: it
 //! says what is to be announced, and the shard tells whom.
 
+use super::SPARSE;
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use weir_wire::entry::Holder;
@@ -60,6 +61,7 @@ impl Presence {
         }
         if self.channels.get(channel).is_some_and(HashMap::is_empty) {
             self.channels.remove(channel);
+            self.shrink();
         }
         held.member.announced.then_some(held.member.info)
     }
@@ -84,7 +86,18 @@ impl Presence {
         if !kept.is_empty() {
             self.by_node.insert(node, kept);
         }
+        self.shrink();
         left
+    }
+
+    /// Rooms that a crowd took are given back.
+    fn shrink(&mut self) {
+        if self.channels.len() * SPARSE < self.channels.capacity() {
+            self.channels.shrink_to(2 * self.channels.len());
+        }
+        for channels in self.by_node.values_mut().filter(|c| c.len() * SPARSE < c.capacity()) {
+            channels.shrink_to(2 * channels.len());
+        }
     }
 
     /// The listed members of a channel.

@@ -1,6 +1,8 @@
 //! A state in bytes and back. Everything that answers depend on is always in it; publications as
 //! far as the limit goes, the youngest of all channels first.
 
+use super::epochs::Epochs;
+use super::groups::Groups;
 use super::keys::Keys;
 use super::log::Restoring;
 use super::{Channel, State};
@@ -14,7 +16,7 @@ use weir_wire::snapshot::{Record, Stream, VERSION};
 pub enum Malformed {
     #[error(transparent)]
     Codec(#[from] CodecError),
-    #[error("a snapshot of version {0}, this build reads {VERSION}")]
+    #[error("a snapshot of version {0}, this build reads 1 to {VERSION}")]
     Version(u16),
     #[error("{0}")]
     Order(&'static str),
@@ -42,7 +44,12 @@ impl State {
         let names: usize = streams.map(|(name, _)| name.len() + 128).sum();
         let since = self.youngest(limit.saturating_sub(needed.bytes.len() + names));
         let mut out = Writer { bytes: Vec::new(), records: 0 };
-        out.put(&Record::Head { version: VERSION, time_ms: self.time })?;
+        let epochs = self.epochs.record();
+        let version = if epochs.is_some() { VERSION } else { 1 };
+        out.put(&Record::Head { version, time_ms: self.time })?;
+        if let Some((seed, generations)) = epochs {
+            out.put(&Record::Epochs { seed, generations })?;
+        }
         for (name, channel) in &self.channels {
             let Some(log) = &channel.log else { continue };
             out.put(&Record::Stream(log.record(name)))?;
@@ -73,7 +80,8 @@ impl State {
 
     /// Publications from this time on take no more than `room`, by the estimate of memory.
     fn youngest(&self, room: usize) -> u64 {
-        if self.bytes - self.key_bytes <= room {
+        let usage = self.usage();
+        if usage.bytes - usage.key_bytes <= room {
             return 0;
         }
         let mut all: Vec<(u64, usize)> = Vec::new();
@@ -92,8 +100,8 @@ impl State {
     }
 
     /// The same state, as far as anybody can tell; or an error, and nothing.
-    pub fn restore(mut bytes: Bytes) -> Result<State, Malformed> {
-        let (mut state, mut records) = (State::default(), 0);
+    pub fn restore(mut bytes: Bytes, groups: &Arc<Groups>) -> Result<State, Malformed> {
+        let (mut state, mut records) = (State::new(groups.clone()), 0);
         let mut open: Option<(Arc<str>, Restoring)> = None;
         while let Some(body) = codec::next_frame(&mut bytes)? {
             let record = codec::decode(&body)?;
@@ -101,8 +109,12 @@ impl State {
                 return Err(Malformed::Order("no head"));
             }
             match record {
-                Record::Head { version: VERSION, time_ms } if records == 0 => state.time = time_ms,
+                Record::Head { version: 1..=VERSION, time_ms } if records == 0 => state.time = time_ms,
                 Record::Head { version, .. } => return Err(Malformed::Version(version)),
+                Record::Epochs { seed, generations } if records == 1 => {
+                    state.epochs = Epochs::restore(seed, &generations);
+                }
+                Record::Epochs { .. } => return Err(Malformed::Order("epochs behind what they are for")),
                 Record::Stream(stream) => {
                     state.close(&mut open)?;
                     open = Some(begin(stream));
@@ -145,8 +157,8 @@ impl State {
         if self.channels.get(&name).is_some_and(|c: &Channel| c.log.is_some()) {
             return Err(Malformed::Order("the same stream twice"));
         }
-        self.channels.entry(name.clone()).or_default();
-        self.streams += 1;
+        let group = self.groups.of(&name);
+        self.channels.entry(name.clone()).or_insert_with(|| Channel { group, ..Channel::default() });
         self.change(&name, |c| c.log = Some(log));
         Ok(())
     }

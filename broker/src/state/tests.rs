@@ -71,7 +71,7 @@ fn offsets_rise_and_a_stream_keeps_its_first_epoch() {
     let live = Publish { stream: None, ..publish("live", "x") };
     assert_eq!(run(&mut state, T0, live), (None, vec![0]));
     sweep(&mut state, T0 + 1);
-    assert_eq!((state.streams(), state.position("live")), (1, None));
+    assert_eq!((state.usage().streams, state.position("live")), (1, None));
 }
 
 #[test]
@@ -86,9 +86,9 @@ fn a_use_that_was_counted_needs_no_entry() {
     // It lives on for a whole one after the last use that was counted this way.
     let end = |state: &mut State, now| apply(state, now, Op::Expire { channels: vec!["c".into()] });
     end(&mut state, T0 + 67_499);
-    assert_eq!(state.streams(), 1);
+    assert_eq!(state.usage().streams, 1);
     end(&mut state, T0 + 67_500);
-    assert_eq!((state.streams(), state.channels()), (0, 0));
+    assert_eq!((state.usage().streams, state.channels()), (0, 0));
 }
 
 #[test]
@@ -115,8 +115,8 @@ fn short_memory_takes_publications_and_no_keys() {
     let mut state = State::default();
     let keyed = Publish { idempotency_key: Some("k".into()), ..publish("c", "1") };
     let first = run(&mut state, T0, keyed.clone()).0;
-    assert!(state.drop_oldest(None) && !state.drop_oldest(None));
-    assert!(state.bytes() > 0 && state.bytes() == state.key_bytes());
+    assert!(state.drop_heaviest(None, None) && !state.drop_heaviest(None, None));
+    assert!(state.usage().bytes > 0 && state.usage().bytes == state.usage().key_bytes);
     assert_eq!(run(&mut state, T0 + 1, keyed), (first, vec![]));
 }
 
@@ -130,38 +130,127 @@ fn a_repeat_that_finds_other_keys_expired_keeps_the_sum_right() {
         run(&mut state, start + 200_000, keyed("late"));
         run(&mut state, start + 301_000, keyed("late")); // A repeat; "early" has just expired.
         sweep(&mut state, start + 3_600_000);
-        assert_eq!((state.bytes(), state.key_bytes()), (0, 0), "with stream {stream:?}");
+        assert_eq!((state.usage().bytes, state.usage().key_bytes), (0, 0), "with stream {stream:?}");
     }
-    assert_eq!((state.channels(), state.streams()), (0, 0));
+    assert_eq!((state.channels(), state.usage().streams), (0, 0));
 }
 
 #[test]
-fn the_oldest_of_all_channels_goes_first() {
+fn of_channels_alike_the_oldest_publication_goes_first() {
     let mut state = State::default();
     let at = |s: u64| T0 + s * 1000;
     for (s, channel, text) in [(0, "a", "a0"), (1, "b", "b1"), (2, "a", "a2"), (3, "b", "b3")] {
         run(&mut state, at(s), publish(channel, text));
     }
-    let full = state.bytes();
+    let full = state.usage().bytes;
     let mut seen = Vec::new();
-    while state.drop_oldest(None) {
+    while state.drop_heaviest(None, None) {
         let mut left = data(&state.history(at(3), "a", &ALL).unwrap());
         left.extend(data(&state.history(at(3), "b", &ALL).unwrap()));
         seen.push(left.join(" "));
     }
     assert_eq!(seen, ["a2 b1 b3", "a2 b3", "b3", ""]);
-    assert!(full > 0 && state.bytes() == 0);
+    assert!(full > 0 && state.usage().bytes == 0);
     assert_eq!(state.position("a").unwrap().offset, 2, "the place stays");
     // Dropped by size in between: the heap's item is early, and is put right.
     for (s, text) in [(4, "x"), (5, "y")] {
         let one = Publish { stream: Some(StreamOptions { size: 1, ..OPTIONS }), ..publish("a", text) };
         run(&mut state, at(s), one);
     }
-    run(&mut state, at(6), publish("b", "younger than y"));
-    assert!(!state.drop_oldest(Some(at(5) - 1)), "nothing that old");
-    assert!(state.drop_oldest(None));
+    run(&mut state, at(6), publish("b", "z"));
+    let heaviest = state.heaviest(None).map(|(class, at)| (class + 1, at));
+    assert!(!state.drop_heaviest(None, heaviest), "nothing that heavy");
+    assert!(state.drop_heaviest(None, None));
     assert_eq!(data(&state.history(at(6), "a", &ALL).unwrap()), [] as [&str; 0]);
-    assert_eq!(data(&state.history(at(6), "b", &ALL).unwrap()), ["younger than y"]);
+    assert_eq!(data(&state.history(at(6), "b", &ALL).unwrap()), ["z"]);
+}
+
+#[test]
+fn the_heaviest_channel_gives_first_and_its_oldest() {
+    let mut state = State::default();
+    for n in 0..10 {
+        run(&mut state, T0 + n, publish("light", &format!("light {n}")));
+    }
+    for n in 0..1000 {
+        run(&mut state, T0 + 100 + n, publish("heavy", &"x".repeat(1000)));
+    }
+    let light = |state: &mut State| data(&state.history(T0 + 2000, "light", &ALL).unwrap()).len();
+    let heavy = |state: &State| state.log("heavy").map_or(0, |log| log.bytes());
+    let size = state.log("light").map_or(0, |log| log.bytes());
+    while heavy(&state) > 2 * size {
+        assert!(state.drop_heaviest(None, None));
+    }
+    assert_eq!(light(&mut state), 10, "the older, lighter channel has lost nothing");
+    let mut drops = 0;
+    while state.drop_heaviest(None, None) {
+        drops += 1;
+    }
+    assert!(drops > 10 && state.usage().bytes == 0);
+}
+
+#[test]
+fn groups_are_counted_and_give_by_themselves() {
+    let mut state = State::new(Arc::new(Groups::new([Some("chat".to_owned())])));
+    for n in 0..20 {
+        run(&mut state, T0 + n, publish("chat:a", "x"));
+        run(&mut state, T0 + n, publish("other", &"x".repeat(1000)));
+    }
+    let [others, chat] = state.usage_by_group() else { panic!("two groups") };
+    assert!(others.bytes > chat.bytes && chat.bytes > 0 && (others.streams, chat.streams) == (1, 1));
+    let others = *others;
+    while state.drop_heaviest(Some(1), None) {}
+    assert_eq!((state.usage_by_group()[1].bytes, state.usage_by_group()[0]), (0, others));
+}
+
+/// What an owner that sees `wanted` would end.
+fn idle(state: &mut State, now: u64, wanted: &[&str]) -> Vec<String> {
+    let is_wanted = |channel: &str| wanted.contains(&channel);
+    let found = std::iter::from_fn(|| state.idle(None, now, now - 1, &is_wanted));
+    let streams: Vec<_> = found.map(|idle| (idle.channel.to_string(), idle.at)).collect();
+    let names = streams.iter().map(|(channel, _)| channel.clone()).collect();
+    apply(state, now, Op::Evict { streams });
+    names
+}
+
+#[test]
+fn what_is_empty_unwanted_and_unused_for_longest_is_evicted_first() {
+    let mut state = State::default();
+    apply(&mut state, T0, Op::Seed { seed: 1 });
+    for (n, channel) in ["a", "wanted", "b", "c"].into_iter().enumerate() {
+        run(&mut state, T0 + n as u64, publish(channel, "x"));
+    }
+    let before = state.position("a").unwrap();
+    assert_eq!(idle(&mut state, T0 + 5_000, &[]), [""; 0], "all have publications");
+    state.sweep(T0 + 10_100, 100, &mut Vec::new());
+    touch(&mut state, T0 + 10_200, "b");
+    touch(&mut state, T0 + 10_250, "a");
+    assert_eq!(state.touched(T0 + 10_300, "a", &OPTIONS), Some(before), "counts as a use, without an entry");
+    assert_eq!(state.touched(T0 + 10_290, "b", &OPTIONS).map(|at| at.offset), Some(1));
+    run(&mut state, T0 + 10_400, publish("c", "new"));
+    let idle_now = |state: &mut State| idle(state, T0 + 11_000, &["wanted"]);
+    assert_eq!(idle_now(&mut state), ["b", "a"]);
+    assert_eq!((state.usage().streams, idle_now(&mut state)), (2, vec![]));
+    assert_ne!(state.position("a").unwrap().epoch, before.epoch);
+    // Published to since it was chosen: it stays.
+    let late =
+        Op::Evict { streams: vec![("c".into(), Position { offset: 1, ..state.position("c").unwrap() })] };
+    apply(&mut state, T0 + 12_000, late);
+    assert_eq!(state.position("c").unwrap().offset, 2);
+}
+
+#[test]
+fn names_that_are_only_subscribed_to_take_nothing() {
+    let mut state = State::default();
+    apply(&mut state, T0, Op::Seed { seed: 1 });
+    for n in 0..1000 {
+        let name = format!("name {n}");
+        let position = touch(&mut state, T0 + n, &name);
+        assert_eq!(state.touched(T0 + n, &name, &OPTIONS), Some(position));
+        assert_eq!(state.history(T0 + n, &name, &ALL).unwrap().top, position);
+    }
+    assert_eq!((state.channels(), state.usage().streams, state.order.items()), (0, 0, 0));
+    let first = state.position("name 7").unwrap();
+    assert_eq!(run(&mut state, T0, publish("name 7", "x")).0, Some(Position { offset: 1, ..first }));
 }
 
 #[test]
@@ -174,20 +263,24 @@ fn what_is_past_its_time_ends_by_the_owners_word() {
     run(&mut state, T0, keyed);
     let mut due = Vec::new();
     assert!(!state.sweep(T0 + 10_000, 100, &mut due) && due.is_empty());
-    assert_eq!((state.streams(), state.channels()), (2, 3), "places outlive publications");
+    assert_eq!((state.usage().streams, state.channels()), (2, 3), "places outlive publications");
     state.sweep(T0 + 60_000, 100, &mut due);
     due.sort();
     assert_eq!(due.iter().map(|c| &**c).collect::<Vec<_>>(), ["gone", "watched"]);
-    assert_eq!(state.streams(), 2, "nothing ends before that is agreed");
+    assert_eq!(state.usage().streams, 2, "nothing ends before that is agreed");
     apply(&mut state, T0 + 60_000, Op::Expire { channels: vec!["gone".into(), "nobody's".into()] });
-    assert_eq!((state.streams(), state.channels()), (1, 2));
+    assert_eq!((state.usage().streams, state.channels()), (1, 2));
     // Used again before it came to that.
     run(&mut state, T0 + 60_001, publish("watched", "y"));
     apply(&mut state, T0 + 60_002, Op::Expire { channels: vec!["watched".into()] });
     assert_eq!(state.position("watched").unwrap().offset, 2);
     assert!(state.sweep(T0 + 400_000, 100, &mut Vec::new()), "the shard's time is behind");
     sweep(&mut state, T0 + 500_000);
-    assert_eq!((state.streams(), state.channels(), state.bytes()), (0, 0, 0), "nothing is left behind");
+    assert_eq!(
+        (state.usage().streams, state.channels(), state.usage().bytes),
+        (0, 0, 0),
+        "nothing is left behind"
+    );
 }
 
 #[test]
@@ -198,9 +291,9 @@ fn channels_that_come_and_go_leave_nothing_behind() {
         run(&mut state, now, publish(&format!("c{n}"), "x"));
         run(&mut state, now, publish("again", "x"));
         sweep(&mut state, now + 61_000);
-        assert_eq!((state.streams(), state.channels(), state.bytes()), (0, 0, 0));
+        assert_eq!((state.usage().streams, state.channels(), state.usage().bytes), (0, 0, 0));
     }
-    assert!(state.by_age.len() <= 64 + 2 && state.by_deadline.len() <= 64 + 2);
+    assert!(state.order.items() <= 3 * (64 + 2) && state.channels.capacity() < 64);
 }
 
 #[test]

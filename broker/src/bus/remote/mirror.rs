@@ -14,13 +14,20 @@ type Key = (String, String);
 #[derive(Default)]
 pub struct Mirror {
     interest: HashMap<String, Option<StreamOptions>>,
-    /// The last subscribe under way, by channel; taken away by an unsubscribe.
-    subscribing: HashMap<String, u64>,
+    /// Subscribes under way, by channel; taken away by an unsubscribe.
+    subscribing: HashMap<String, Attempts>,
     members: HashMap<Key, Held>,
     /// With the request that tells it, if there is one under way.
     departed: HashMap<Key, Option<u64>>,
     /// The members were taken for gone, and announced as such.
     void: bool,
+}
+
+#[derive(Default)]
+struct Attempts {
+    last: u64,
+    /// The caller of an earlier one did not wait for the answer.
+    given_up: bool,
 }
 
 struct Held {
@@ -97,11 +104,13 @@ impl Mirror {
     pub fn apply(&mut self, change: Change, id: u64) -> Option<Effect> {
         match change {
             Change::Subscribe(channel, stream) => {
-                self.subscribing.insert(channel.clone(), id);
+                let attempts = self.subscribing.entry(channel.clone()).or_default();
+                attempts.last = id;
                 Some(Effect::Subscribe(channel, stream))
             }
             Change::Unsubscribe(channel) => {
                 self.interest.remove(&channel);
+                shrink(&mut self.interest);
                 self.subscribing.remove(&channel);
                 None
             }
@@ -118,15 +127,17 @@ impl Mirror {
         }
     }
 
-    /// The broker answered.
-    pub fn done(&mut self, effect: &Effect, id: u64, outcome: &Outcome) {
+    /// The broker answered. Returns what undoes what it may have done otherwise.
+    pub fn done(&mut self, effect: &Effect, id: u64, outcome: &Outcome) -> Option<Op> {
         match effect {
             Effect::Subscribe(channel, stream) => {
                 let wanted = self.subscribing.contains_key(channel);
-                self.end_subscribing(channel, id);
+                let ended = self.end_subscribing(channel, id);
                 if wanted && matches!(outcome, Outcome::Subscribed(_)) {
                     self.interest.insert(channel.clone(), *stream);
                 }
+                // The answer to one that was given up may have been that it is subscribed.
+                return self.undo(channel, ended.filter(|attempts| attempts.given_up));
             }
             Effect::Join(key) => match self.members.get_mut(key) {
                 Some(held) if held.told != Told::By(id) => {}
@@ -141,15 +152,18 @@ impl Mirror {
                 }
             }
         }
+        None
     }
 
     /// The caller gave up while the link lives. Returns what undoes the request.
     pub fn unknown(&mut self, effect: &Effect, id: u64) -> Option<Op> {
         match effect {
             Effect::Subscribe(channel, _) => {
-                let last = self.end_subscribing(channel, id);
-                let unwanted = last && !self.interest.contains_key(channel);
-                unwanted.then(|| Op::Unsubscribe { channel: channel.clone() })
+                let ended = self.end_subscribing(channel, id);
+                if let Some(later) = self.subscribing.get_mut(channel) {
+                    later.given_up = true;
+                }
+                self.undo(channel, ended)
             }
             Effect::Join(key) => {
                 let mine = self.members.get(key).is_some_and(|held| held.told == Told::By(id));
@@ -177,12 +191,17 @@ impl Mirror {
         }
     }
 
-    fn end_subscribing(&mut self, channel: &str, id: u64) -> bool {
-        let last = self.subscribing.get(channel) == Some(&id);
-        if last {
-            self.subscribing.remove(channel);
-        }
-        last
+    /// Those under way, if this was the last of them.
+    fn end_subscribing(&mut self, channel: &str, id: u64) -> Option<Attempts> {
+        self.subscribing.get(channel).filter(|attempts| attempts.last == id)?;
+        let ended = self.subscribing.remove(channel);
+        shrink(&mut self.subscribing);
+        ended
+    }
+
+    fn undo(&self, channel: &str, ended: Option<Attempts>) -> Option<Op> {
+        let unwanted = ended.is_some() && !self.interest.contains_key(channel);
+        unwanted.then(|| Op::Unsubscribe { channel: channel.to_owned() })
     }
 
     /// What a new link begins with.
@@ -220,6 +239,15 @@ impl Mirror {
         let leaves =
             leaves.map(|(channel, client)| Op::Leave { channel: channel.clone(), client: client.clone() });
         leaves.chain(joins).collect()
+    }
+}
+
+/// A table gives back its room when no more than this part of it is in use.
+const SPARSE: usize = 8;
+
+fn shrink<V>(table: &mut HashMap<String, V>) {
+    if table.len() * SPARSE < table.capacity() {
+        table.shrink_to(2 * table.len());
     }
 }
 
@@ -280,6 +308,26 @@ mod tests {
         let again = m.apply(Change::Subscribe("a".into(), None), 5).unwrap();
         assert!(m.unknown(&again, 5).is_none(), "was held before");
         assert!(!m.apply_unlinked(Change::Subscribe("e".into(), None)));
+    }
+
+    #[test]
+    fn of_several_subscribes_the_last_one_undoes_what_an_earlier_one_may_have_done() {
+        let (yes, no) = (Outcome::Subscribed(None), Outcome::Limit("x".into()));
+        let two = |m: &mut Mirror| [1, 2].map(|id| m.apply(Change::Subscribe("a".into(), None), id).unwrap());
+        for given_up in [false, true] {
+            let mut m = Mirror::default();
+            let [one, last] = two(&mut m);
+            match given_up {
+                true => assert!(m.unknown(&one, 1).is_none(), "the other one is under way"),
+                false => assert!(m.done(&one, 1, &no).is_none()),
+            }
+            assert_eq!(m.done(&last, 2, &no).is_some(), given_up);
+            assert!(interest(&m).is_empty() && m.subscribing.is_empty());
+        }
+        let mut m = Mirror::default();
+        let [one, last] = two(&mut m);
+        assert!(m.unknown(&one, 1).is_none() && m.done(&last, 2, &yes).is_none());
+        assert_eq!(interest(&m), ["a"]);
     }
 
     #[test]

@@ -208,7 +208,7 @@ pub fn broker_at(id: u64, cluster: u64, conf: Conf, listen: SocketAddr) -> Rig {
     let listener = Listener::bind(&broker, conf.tls.clone()).unwrap();
     let addr = listener.local_addr();
     let metrics = Metrics::register(&mut Registry::default());
-    let (engine, _receiver) = Engine::new(broker, metrics.clone()).unwrap();
+    let (engine, _receiver) = Engine::new(broker, &[], metrics.clone()).unwrap();
     let identity = Identity {
         id: BrokerId(id),
         cluster,

@@ -149,6 +149,25 @@ fn a_decision_on_an_old_state_is_refused() {
 }
 
 #[test]
+fn a_version_that_all_speak_is_not_gone_back_from() {
+    let mut meta = meta(2, Settings::default());
+    let at = |max, id: u64| Command::Join {
+        cluster: CLUSTER,
+        id: BrokerId(id),
+        who: Introduction { wire: Versions { min: 1, max }, ..who(&format!("b{id}")) },
+    };
+    // One after the other is upgraded, and may go back until the last one is.
+    for (max, id) in [(2, 1), (1, 1), (2, 1), (1, 3), (2, 2), (2, 3)] {
+        assert!(meta.apply(&at(max, id)).reply.is_ok(), "{id} at {max}");
+    }
+    assert_eq!(meta.wire(), Some(2));
+    for id in [1, 4] {
+        assert!(matches!(meta.apply(&at(1, id)).reply, Err(Refusal::Wire { .. })), "{id}");
+    }
+    assert!(meta.apply(&at(3, 4)).reply.is_ok());
+}
+
+#[test]
 fn strangers_are_refused() {
     let mut meta = meta(2, Settings::default());
     let theirs = ClusterId(8);
