@@ -216,9 +216,9 @@ hmac_secret = "short"
         [
             "f:4:1: proxy.upstream.old: no route leads to it",
             "f:9:1: proxy.route[1]: is never reached: proxy.route[0] takes all its requests",
+            "f:17:15: broker.message_size: 1MiB is more than node.outbox_size 32KiB: one publication could overflow every subscriber's outbox",
             "f:17:15: node.api_body_size: 512KiB is more than node.outbox_size 32KiB: one publication could overflow every subscriber's outbox",
             "f:17:15: node.message_size: 64KiB is more than node.outbox_size 32KiB: one publication could overflow every subscriber's outbox",
-            "f:17:15: broker.message_size: 1MiB is more than node.outbox_size 32KiB: one publication could overflow every subscriber's outbox",
             "f:19:15: node.token.hmac_secret: is shorter than 32 bytes (RFC 7518 §3.2), so it may be guessed",
         ]
     );

@@ -208,16 +208,19 @@ impl State {
         }
     }
 
-    /// The answer to whoever asks by a name that is not ours.
+    /// The answer to whoever asks by a name that is not ours. Without the token only a GET has anything to read.
     fn misdirected(&self, request: &Request<Incoming>) -> Option<Response<Full<Bytes>>> {
+        if request.method() != Method::GET {
+            return None;
+        }
         let host = match host::named(request.uri(), request.headers()) {
             Ok(host) if host::is_ours(&host, &self.hosts) => return None,
             Ok(host) | Err(host) => host,
         };
         // Nothing but what a probe wants to know, and not why.
-        let probed = match (request.method(), request.uri().path()) {
-            (&Method::GET, "/health") => Some(StatusCode::OK),
-            (&Method::GET, "/ready") => Some(self.ready().status()),
+        let probed = match request.uri().path() {
+            "/health" => Some(StatusCode::OK),
+            "/ready" => Some(self.ready().status()),
             _ => None,
         };
         if let Some(status) = probed {

@@ -22,6 +22,16 @@ pub fn listen(addr: SocketAddr, inherited: Option<TcpListener>) -> io::Result<Tc
     }
 }
 
+/// Bytes that the kernel takes of what it cannot send yet.
+const UNSENT: u32 = 128 << 10;
+
+/// Has the kernel take what a slow reader has no room for in small pieces, rather than megabytes at once: so that a
+/// deadline for progress sees that it reads, and so that what waits is where it is counted.
+pub fn keep_little_unsent(tcp: &impl AsFd) {
+    // Without it the deadline is coarser, and all else is as it was.
+    let _ = SockRef::from(tcp).set_tcp_notsent_lowat(UNSENT);
+}
+
 /// Whose connections a socket on `[::]` takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Family {
@@ -42,7 +52,7 @@ impl Family {
     }
 
     /// Of a socket; `None`: it is not at `[::]`.
-    pub fn of<'a, S: AsFd>(socket: &'a S, at: SocketAddr) -> Option<Family> {
+    pub fn of<S: AsFd>(socket: &S, at: SocketAddr) -> Option<Family> {
         let only_v6 = SockRef::from(socket).only_v6().ok().filter(|_| is_dual(at))?;
         Some(if only_v6 { Family::V6 } else { Family::Both })
     }

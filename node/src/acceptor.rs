@@ -11,6 +11,7 @@ use tokio::net::TcpStream;
 use tokio::runtime::Handle;
 use weir_core::accept::{Acceptor, Request};
 use weir_core::limited;
+use weir_core::net::keep_little_unsent;
 
 pub struct InProcess {
     pub shared: Arc<Shared>,
@@ -69,5 +70,6 @@ async fn take(shared: Arc<Shared>, request: Request) {
 /// A socket belongs to the runtime that polls for it: it comes from the front's, and goes to ours.
 fn adopt(tcp: TcpStream) -> io::Result<TcpStream> {
     let _ = tcp.set_nodelay(true);
+    keep_little_unsent(&tcp);
     TcpStream::from_std(tcp.into_std()?)
 }

@@ -35,6 +35,7 @@ use weir_core::accept::Transport;
 use weir_core::descriptors::{self, Descriptor};
 use weir_core::drain::Drain;
 use weir_core::limited;
+use weir_core::net::keep_little_unsent;
 use weir_core::unproven::{self, Gone, Place, Room, Shown, Unproven};
 use weir_wire::hop;
 
@@ -112,6 +113,7 @@ async fn serve(
     drain: Drain,
 ) {
     let _ = tcp.set_nodelay(true);
+    keep_little_unsent(&tcp);
     let deadline = shared.conf.handshake_timeout;
     if let Err(gone) = place.first_byte(&tcp, FIRST_BYTE.min(deadline)).await {
         if gone != Gone::Left {

@@ -7,7 +7,7 @@ use crate::token::Verifier;
 use crate::upstream::tls::Client;
 use weir_conf::proxy::Proxy;
 
-pub use crate::tls::judge::{Part, Remark, authorities, pair};
+pub use crate::tls::judge::{NO_NAMES, Part, Remark, Weight, authorities, pair};
 
 /// By the key to blame.
 pub fn files(conf: &Proxy) -> Vec<(String, String)> {

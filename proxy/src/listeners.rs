@@ -163,6 +163,10 @@ impl Listeners {
             self.open.insert(slot, Listener { socket, kind, closed, served });
         }
         close(gone);
+        // Room was made; a stranger is not to find any.
+        for listener in self.open.values() {
+            let _unsupported_matters_not = SockRef::from(&listener.socket).set_reuse_port(false);
+        }
         Ok(changed)
     }
 

@@ -340,7 +340,8 @@ impl ProxyHttp for Plain {
                     let _valid_already = header.insert_header(name, value);
                 }
                 let _valid_already = header.insert_header("content-length", body.len().to_string());
-                session.set_keepalive(None);
+                // Whatever went wrong, nothing that the client has sent behind it is to be taken for a request.
+                let _valid_already = header.insert_header(CONNECTION, "close");
                 let written = session.write_response_header(Box::new(header), false).await;
                 if written.is_ok() {
                     let _client_gone = session.write_response_body(Some(body), true).await;

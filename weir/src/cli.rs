@@ -7,7 +7,8 @@
 mod ask;
 mod cert;
 
-use crate::{Inheritance, Weir, bench, descriptors, judge, signal};
+use crate::judge::{self, For};
+use crate::{Inheritance, Weir, bench, descriptors, signal};
 use clap::{Args, Parser, Subcommand};
 use std::io::Write;
 use std::path::PathBuf;
@@ -114,8 +115,8 @@ impl Source {
 }
 
 /// With a look at the files that it names.
-fn load(sources: &Sources) -> Result<Loaded, ExitCode> {
-    shown(judge::load(sources))
+fn load(sources: &Sources, what_for: For) -> Result<Loaded, ExitCode> {
+    shown(judge::load(sources, what_for))
 }
 
 fn shown(loaded: Result<Loaded, Errors>) -> Result<Loaded, ExitCode> {
@@ -136,7 +137,7 @@ fn shown(loaded: Result<Loaded, Errors>) -> Result<Loaded, ExitCode> {
 fn check(files: &[PathBuf]) -> ExitCode {
     let mut good = true;
     for file in files {
-        match load(&Sources::new().process_environment().file(file)) {
+        match load(&Sources::new().process_environment().file(file), For::Check) {
             Ok(_) => println!("{}: ok", file.display()),
             Err(_) => good = false,
         }
@@ -164,7 +165,7 @@ enum How {
 }
 
 fn serve(sources: Sources, how: How) -> ExitCode {
-    let config = match load(&sources) {
+    let config = match load(&sources, For::Use) {
         Ok(loaded) => loaded.config,
         Err(code) => return code,
     };

@@ -3,12 +3,21 @@
 
 use crate::handover;
 use weir_conf::{Config, Errors, Loaded, Mistake, Sources};
-use weir_proxy::judge::{Part, authorities, files, pair};
+use weir_proxy::judge::{NO_NAMES, Part, Weight, authorities, files, pair};
+
+/// What for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum For {
+    /// `weir check`: maybe on another machine than the one that it is for, so a missing file is a warning.
+    Check,
+    /// A start or a reload, here and now.
+    Use,
+}
 
 /// As [`weir_conf::load`], and with what is wrong with files.
-pub fn load(sources: &Sources) -> Result<Loaded, Errors> {
+pub fn load(sources: &Sources, what_for: For) -> Result<Loaded, Errors> {
     let mut loaded = weir_conf::load(sources)?;
-    let mut found = Found::default();
+    let mut found = Found { what_for, wrong: Vec::new(), odd: Vec::new() };
     if loaded.config.roles.proxy {
         found.proxy(&loaded.config);
     }
@@ -19,7 +28,7 @@ pub fn load(sources: &Sources) -> Result<Loaded, Errors> {
         found.broker(&loaded.config);
     }
     if let Some(text) = handover::judge(&loaded.config.admin) {
-        found.say(false, "admin.upgrade_socket", text);
+        found.say(Weight::Odd, "admin.upgrade_socket", text);
     }
     let placed = |(key, text): (String, String)| Mistake { place: loaded.place(&key), key, text };
     if let Some(errors) = Errors::new(found.wrong.into_iter().map(placed).collect()) {
@@ -33,16 +42,20 @@ pub fn load(sources: &Sources) -> Result<Loaded, Errors> {
 }
 
 /// Each with the key that it is about.
-#[derive(Default)]
 struct Found {
+    what_for: For,
     /// A start would fail.
     wrong: Vec<(String, String)>,
     odd: Vec<(String, String)>,
 }
 
 impl Found {
-    fn say(&mut self, fatal: bool, key: impl Into<String>, text: String) {
-        let list = if fatal { &mut self.wrong } else { &mut self.odd };
+    fn say(&mut self, weight: Weight, key: impl Into<String>, text: String) {
+        let list = match weight {
+            Weight::Wrong => &mut self.wrong,
+            Weight::Missing if self.what_for == For::Use => &mut self.wrong,
+            Weight::Missing | Weight::Odd => &mut self.odd,
+        };
         list.push((key.into(), text));
     }
 
@@ -68,7 +81,7 @@ impl Found {
 
     fn node(&mut self, config: &Config) {
         if let Err((key, text)) = weir_node::judge_token(&config.node.token) {
-            self.say(true, format!("node.token.{key}"), text);
+            self.say(Weight::Wrong, format!("node.token.{key}"), text);
         }
         let node = &config.node;
         if !config.roles.broker && !node.broker_tls_cert.is_empty() {
@@ -87,15 +100,20 @@ impl Found {
     }
 
     fn pair(&mut self, cert: (&str, &str), key: (&str, &str), others: &[(String, &str)]) {
+        // A node shows its certificate as a client.
+        let is_client = cert.0.starts_with("node.");
         for remark in pair(cert.1, key.1, others) {
+            if is_client && remark.text == NO_NAMES {
+                continue;
+            }
             let at = if remark.part == Part::Cert { cert.0 } else { key.0 };
-            self.say(remark.fatal, at, remark.text);
+            self.say(remark.weight, at, remark.text);
         }
     }
 
     fn authorities(&mut self, key: &str, file: &str) {
-        for (text, fatal) in authorities(file) {
-            self.say(fatal, key, text);
+        for (text, weight) in authorities(file) {
+            self.say(weight, key, text);
         }
     }
 }
@@ -123,7 +141,7 @@ mod tests {
         write(&file, text).unwrap();
         set_permissions(&file, Permissions::from_mode(0o600)).unwrap();
         let short = |m: &Mistake| m.to_string().replace(&*folder.to_string_lossy(), "");
-        match load(&Sources::new().file(&file)) {
+        match load(&Sources::new().file(&file), For::Use) {
             Ok(loaded) => loaded.warnings.iter().map(|m| (false, short(m))).collect(),
             Err(errors) => errors.iter().map(|m| (true, short(m))).collect(),
         }
@@ -193,14 +211,14 @@ mod tests {
             write(&conf, &text).unwrap();
             set_permissions(&secret, Permissions::from_mode(of_secret)).unwrap();
             set_permissions(&conf, Permissions::from_mode(of_conf)).unwrap();
-            let loaded = load(&Sources::new().file(&conf)).unwrap();
+            let loaded = load(&Sources::new().file(&conf), For::Use).unwrap();
             let hit = |m: &&Mistake| m.text.contains("can read");
             let found: Vec<&str> = loaded.warnings.iter().filter(hit).map(|m| &*m.key).collect();
             assert_eq!(found, keys, "{of_secret:o} {of_conf:o}");
             let lines = loaded.warnings.iter().map(ToString::to_string).collect::<String>();
             assert!(!lines.contains("0123456789"), "{lines}");
         }
-        let told = load(&Sources::new().set("admin.token", "x0123456789abcdefx")).unwrap().warnings;
+        let told = load(&Sources::new().set("admin.token", "x0123456789abcdefx"), For::Use).unwrap().warnings;
         assert!(told.iter().any(|m| m.to_string().contains("command line")), "{told:?}");
     }
 

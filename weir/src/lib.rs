@@ -14,6 +14,7 @@ mod handover;
 mod judge;
 mod operate;
 pub mod signal;
+mod trim;
 
 use handover::{Handed, Ready, Taken, Tier};
 use operate::{Operator, Tiers};
@@ -187,6 +188,7 @@ impl Weir {
         if let Some(proxy) = self.proxy {
             front.push(tier(&ended, run_proxy(proxy, drains.front.clone())));
         }
+        let trimming = tokio::spawn(trim::run());
         tracing::info!("serving");
         if let Some(predecessor) = self.predecessor {
             predecessor.say();
@@ -195,6 +197,7 @@ impl Weir {
             () = drain.begun() => true,
             () = ended.cancelled() => false,
         };
+        trimming.abort();
         if !healthy {
             tracing::error!("a tier ended by itself; stopping the others");
         }

@@ -5,7 +5,7 @@ mod broker;
 mod upstreams;
 
 use crate::handover::{self, Handed, Tier};
-use crate::judge;
+use crate::judge::{self, For};
 use serde_json::{Value, json};
 use std::net::TcpListener;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -66,7 +66,7 @@ impl Operator {
         let (sources, proxy) = (self.sources.clone(), self.proxy.clone());
         // Files are read and names are resolved, which blocks.
         let work = tokio::task::spawn_blocking(move || {
-            let loaded = judge::load(&sources).map_err(|mistakes| mistakes.to_string())?;
+            let loaded = judge::load(&sources, For::Use).map_err(|mistakes| mistakes.to_string())?;
             let listeners = match &proxy {
                 Some(proxy) if loaded.config.roles.proxy => {
                     Some(proxy.reload(&loaded.config.proxy).map_err(|error| error.to_string())?)

@@ -20,12 +20,15 @@ pub type Weight = (u8, Reverse<u64>);
 /// Wanted channels that are passed over in one search for an idle stream.
 const SKIPPED: usize = 32;
 
+/// The earliest comes first.
+type ByTime = BinaryHeap<Reverse<(u64, Arc<str>)>>;
+
 #[derive(Debug, Default)]
 pub struct Order {
     /// By groups.
     by_weight: Vec<BinaryHeap<(Weight, Arc<str>)>>,
-    by_idleness: Vec<BinaryHeap<Reverse<(u64, Arc<str>)>>>,
-    by_deadline: BinaryHeap<Reverse<(u64, Arc<str>)>>,
+    by_idleness: Vec<ByTime>,
+    by_deadline: ByTime,
 }
 
 /// A stream that may end before its time.

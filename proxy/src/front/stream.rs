@@ -83,9 +83,11 @@ impl RequestStream {
 
     /// Gives the stream up behind what was sent on it, in a while.
     pub fn cut(self) {
+        // Without a runtime there is nobody to wait: it is reset at once.
+        let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
         match self {
-            RequestStream::H2(stream) => drop(tokio::spawn(stream.cut())),
-            RequestStream::H3(stream) => drop(tokio::spawn(stream.cut())),
+            RequestStream::H2(stream) => drop(runtime.spawn(stream.cut())),
+            RequestStream::H3(stream) => drop(runtime.spawn(stream.cut())),
         }
     }
 

@@ -3,8 +3,9 @@
 use super::http1::Http1;
 use crate::forward;
 use crate::front::stream::RequestStream;
+use crate::front::upgrade::tokens;
 use bytes::Bytes;
-use http::header::{CONTENT_LENGTH, HeaderValue};
+use http::header::{CONNECTION, CONTENT_LENGTH, HeaderValue};
 use http::{HeaderMap, Response};
 use pingora_http::ResponseHeader;
 use std::io;
@@ -46,6 +47,8 @@ impl Carrier {
 
     /// A head as the server sent it, interim ones too: what is of its connection stops here.
     pub async fn send_head(&mut self, mut head: ResponseHeader, end: bool) -> io::Result<()> {
+        // That of servers is gone before: it is an answer of ours that ends the connection.
+        let closes = tokens(&head.headers, CONNECTION).any(|token| token == "close");
         for name in forward::of_the_hop(&head.headers) {
             head.remove_header(&name);
         }
@@ -56,7 +59,7 @@ impl Carrier {
         }
         match self {
             Carrier::Http1(exchange) => {
-                exchange.head(head, end);
+                exchange.head(head, end, closes);
                 Ok(())
             }
             Carrier::Stream(stream) => {

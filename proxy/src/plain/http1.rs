@@ -155,8 +155,8 @@ impl Http1 {
         }
     }
 
-    /// Puts a head in front of what is to be written. `end`: no body follows it.
-    pub fn head(&mut self, mut head: ResponseHeader, end: bool) {
+    /// Puts a head in front of what is to be written. `end`: no body follows it; `closes`: no other exchange.
+    pub fn head(&mut self, mut head: ResponseHeader, end: bool, closes: bool) {
         if head.status.is_informational() {
             if !self.wishes.old {
                 self.put_head(&head);
@@ -183,7 +183,7 @@ impl Http1 {
             }
         };
         // A body that is still to come may never come: its client sees what it wanted to know.
-        self.wishes.close |= self.wishes.old || !self.is_read();
+        self.wishes.close |= closes || self.wishes.old || !self.is_read();
         if self.wishes.close {
             set(CONNECTION, "close");
         }

@@ -129,6 +129,12 @@ impl Exchange {
     }
 }
 
+impl Drop for Exchange {
+    fn drop(&mut self) {
+        self.give_up();
+    }
+}
+
 /// As a server of HTTP/1 is to get it. What has no body has no framing either, but where a server expects one.
 fn request_header(Head { parts, body }: &Head) -> Result<RequestHeader> {
     let target = parts.uri.path_and_query().map_or("/", |target| target.as_str());

@@ -5,10 +5,14 @@
 use super::certs::{Cert, Names, Unusable};
 use super::files::{read_certs, read_key};
 use rustls::pki_types::CertificateDer;
+use std::io::ErrorKind;
 use std::time::SystemTime;
 use weir_conf::access::exposed;
 use x509_parser::prelude::{FromDer, X509Certificate};
 use x509_parser::time::ASN1Time;
+
+/// Of no matter for a certificate that only a client shows.
+pub const NO_NAMES: &str = "the certificate has no alternative names: clients refuse it for any name";
 
 /// Which file of the two.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,15 +25,32 @@ pub enum Part {
 pub struct Remark {
     pub part: Part,
     pub text: String,
+    pub weight: Weight,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Weight {
+    /// It serves all the same.
+    Odd,
+    /// There is no such file on this machine, which stops a start; a conf may be checked on another one.
+    Missing,
     /// It cannot be used at all.
-    pub fatal: bool,
+    Wrong,
+}
+
+impl Weight {
+    /// Of a file that cannot be used.
+    fn of(file: &str) -> Weight {
+        let missing = std::fs::metadata(file).is_err_and(|error| error.kind() == ErrorKind::NotFound);
+        if missing { Weight::Missing } else { Weight::Wrong }
+    }
 }
 
 /// Of a certificate with those between it and its authority, and of its key. `others` are the certificates beside
 /// which they stand, by what they are called: the key may belong to one of these.
 pub fn pair(cert: &str, key: &str, others: &[(String, &str)]) -> Vec<Remark> {
     let mut remarks = Vec::new();
-    let mut say = |part, fatal, text: String| remarks.push(Remark { part, text, fatal });
+    let mut say = |part, weight, text: String| remarks.push(Remark { part, text, weight });
     let chain = read_certs(cert);
     let secret = read_key(key);
     let swapped = chain.is_err() && secret.is_err() && read_key(cert).is_ok() && read_certs(key).is_ok();
@@ -40,10 +61,10 @@ pub fn pair(cert: &str, key: &str, others: &[(String, &str)]) -> Vec<Remark> {
     };
     let holds = |file: &str, what: &str| format!("cannot use the file {file:?}: {what}{hint}");
     if let Err(why) = &chain {
-        say(Part::Cert, true, holds(cert, why));
+        say(Part::Cert, Weight::of(cert), holds(cert, why));
     }
     if let Err(why) = &secret {
-        say(Part::Key, true, holds(key, why));
+        say(Part::Key, Weight::of(key), holds(key, why));
     }
     if let (Ok(chain), Ok(secret)) = (&chain, &secret) {
         match Cert::new(chain.clone(), secret.clone_key()) {
@@ -51,25 +72,29 @@ pub fn pair(cert: &str, key: &str, others: &[(String, &str)]) -> Vec<Remark> {
             Err(Unusable::Mismatch) => {
                 let of = whose(chain, key, others)
                     .map_or_else(String::new, |whose| format!("; it belongs to {whose}"));
-                say(Part::Key, true, format!("cannot use the file {key:?}: {}{of}", Unusable::Mismatch));
+                say(
+                    Part::Key,
+                    Weight::Wrong,
+                    format!("cannot use the file {key:?}: {}{of}", Unusable::Mismatch),
+                );
             }
             Err(error @ Unusable::Key(_)) => {
-                say(Part::Key, true, format!("cannot use the file {key:?}: {error}"))
+                say(Part::Key, Weight::Wrong, format!("cannot use the file {key:?}: {error}"))
             }
-            Err(error) => say(Part::Cert, true, format!("cannot use the file {cert:?}: {error}")),
+            Err(error) => say(Part::Cert, Weight::Wrong, format!("cannot use the file {cert:?}: {error}")),
         }
     }
     for text in chain.iter().flat_map(|chain| of_chain(chain)) {
-        say(Part::Cert, false, text);
+        say(Part::Cert, Weight::Odd, text);
     }
     let text =
         |file: &str, who| format!("{who} the file {file:?}, and it holds a private key; better: chmod 600");
     if let Some(who) = seen_by(key) {
-        say(Part::Key, false, text(key, who));
+        say(Part::Key, Weight::Odd, text(key, who));
     }
     // One file may hold both.
     if let Some(who) = seen_by(cert).filter(|_| cert != key) {
-        say(Part::Cert, false, text(cert, who));
+        say(Part::Cert, Weight::Odd, text(cert, who));
     }
     remarks
 }
@@ -92,23 +117,26 @@ fn whose(chain: &[CertificateDer<'static>], key: &str, others: &[(String, &str)]
     others.iter().find(|(_, file)| first(file).as_ref().is_some_and(fits)).map(|(name, _)| name.clone())
 }
 
-/// Of the authorities that somebody else's certificates are to come from; whether it is fatal.
-pub fn authorities(file: &str) -> Vec<(String, bool)> {
+/// Of the authorities that somebody else's certificates are to come from.
+pub fn authorities(file: &str) -> Vec<(String, Weight)> {
     let certs = match read_certs(file) {
         Ok(certs) => certs,
         Err(why) => {
             let hint = if read_key(file).is_ok() { "; it holds a private key" } else { "" };
-            return vec![(format!("cannot use the file {file:?}: {why}{hint}"), true)];
+            return vec![(format!("cannot use the file {file:?}: {why}{hint}"), Weight::of(file))];
         }
     };
     let mut roots = rustls::RootCertStore::empty();
     let unusable = certs.iter().find_map(|cert| roots.add(cert.clone()).err());
-    let unusable = unusable.map(|why| (format!("cannot use the file {file:?}: {why}"), true));
+    let unusable = unusable.map(|why| (format!("cannot use the file {file:?}: {why}"), Weight::Wrong));
     let out = certs.iter().enumerate().filter_map(|(i, cert)| out_of_time(cert, i, certs.len()));
     let exposed = seen_by(file).map(|who| {
-        (format!("{who} the file {file:?}, and it holds a private key, which is not needed here"), false)
+        (
+            format!("{who} the file {file:?}, and it holds a private key, which is not needed here"),
+            Weight::Odd,
+        )
     });
-    unusable.into_iter().chain(out.map(|text| (text, false))).chain(exposed).collect()
+    unusable.into_iter().chain(out.map(|text| (text, Weight::Odd))).chain(exposed).collect()
 }
 
 fn of_chain(chain: &[CertificateDer<'static>]) -> Vec<String> {
@@ -116,7 +144,7 @@ fn of_chain(chain: &[CertificateDer<'static>]) -> Vec<String> {
         chain.iter().enumerate().filter_map(|(i, cert)| out_of_time(cert, i, chain.len())).collect();
     let names = chain.first().and_then(|first| Names::of(first).ok());
     if names.is_some_and(|names| names.dns.is_empty() && names.ip.is_empty()) {
-        said.push("the certificate has no alternative names: clients refuse it for any name".to_owned());
+        said.push(NO_NAMES.to_owned());
     }
     let parsed: Vec<_> = chain.iter().filter_map(|der| X509Certificate::from_der(der).ok()).collect();
     let unrelated = parsed.windows(2).position(|two| two[0].1.issuer() != two[1].1.subject());

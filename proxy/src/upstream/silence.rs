@@ -140,16 +140,18 @@ impl Silence {
         let mut look = Look::default();
         let late = self.waiting.values().filter(|waiting| waiting.is_late(now));
         let several = late.map(|waiting| waiting.who).collect::<BTreeSet<_>>().len() > 1;
-        let asked = self.asked;
+        // Less than the half that was meant: timers are late at times.
+        let unanswered = |w: &Waiting| self.asked.is_some_and(|at| now >= at + w.patience / 4);
+        let hangs = self.waiting.values().any(|waiting| waiting.is_late(now) && unanswered(waiting));
         self.waiting.retain(|_, waiting| {
-            if !waiting.is_late(now) {
-                return true;
-            }
-            // Less than the half that was meant: timers are late at times.
-            let unanswered = asked.is_some_and(|at| now >= at + waiting.patience / 4);
-            if several || unanswered {
+            let late = waiting.is_late(now);
+            // Where a server hangs, those that wait beside the late ones say the same already.
+            if hangs && now >= waiting.sent + waiting.patience / 2 || late && several {
                 look.failed.push((waiting.by, waiting.cause));
                 return false;
+            }
+            if !late {
+                return true;
             }
             let keep = now < waiting.sent + waiting.patience * UNSETTLED;
             if !keep {
@@ -246,6 +248,24 @@ mod tests {
         let look = silence.look(t0 + PATIENCE);
         assert_eq!(look.failed, [(By::Anyone, "handshake_timeout")]);
         assert_eq!((look.next, look.ask), (None, false));
+    }
+
+    #[test]
+    fn where_a_server_hangs_those_that_wait_beside_the_first_count_with_it() {
+        let t0 = Instant::now();
+        let mut silence = Silence::default();
+        for eighths in 0..8 {
+            silence.begin(waiting("10.0.0.1", t0 + PATIENCE / 8 * eighths, By::Anyone)).unwrap();
+        }
+        silence.asked(Some(t0 + PATIENCE / 2));
+        assert_eq!(silence.look(t0 + PATIENCE - Duration::from_millis(1)).failed.len(), 0, "nobody is late");
+        assert_eq!(silence.look(t0 + PATIENCE).failed.len(), 5);
+        // Of one address, and nothing asked: nobody is late with whom they could count.
+        let mut silence = Silence::default();
+        for eighths in 0..8 {
+            silence.begin(waiting("10.0.0.1", t0 + PATIENCE / 8 * eighths, By::Anyone)).unwrap();
+        }
+        assert_eq!(silence.look(t0 + PATIENCE).failed.len(), 0);
     }
 
     #[test]

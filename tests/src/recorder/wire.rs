@@ -54,7 +54,7 @@ pub fn framing(head: &[u8]) -> Option<Framing> {
     let first = lines.next()?;
     let target = first.strip_suffix(" HTTP/1.1").or_else(|| first.strip_suffix(" HTTP/1.0"))?;
     let (_, target) = target.split_once(' ')?;
-    if target.contains(|c: char| !c.is_ascii_graphic()) {
+    if target.contains(|c: char| c <= ' ' || c == '\x7f') {
         return None;
     }
     let (mut lengths, mut codings) = (Vec::new(), Vec::new());

@@ -75,7 +75,6 @@ async fn chromium_over_http_3_to_a_strict_server() {
     let secure = Secure::start_with(&routes, &[]).await;
     let mut command = chromium(&secure.tls, &secure.weir.process);
     command.env("WEIR_ONLY", "strict");
-    command.arg("--test-name-pattern=strict");
     assert_ran(&suite("Chromium", &mut command).await, 1);
     let seen: Vec<(String, Vec<String>)> = server
         .requests()

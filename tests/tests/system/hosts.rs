@@ -61,6 +61,13 @@ fn hosts() -> Vec<(String, u16, &'static str)> {
         (host("<script>"), 400, ""),
         (host("b\u{fc}cher.test"), 400, ""),
         (host(&"a".repeat(300)), 400, ""),
+        (host("[::1]x"), 400, ""),
+        (host("[::1"), 400, ""),
+        (host("public.test:80:90"), 400, ""),
+        (host("public.test:"), 400, ""),
+        (host("public.test:99999"), 400, ""),
+        (host("public..test"), 400, ""),
+        (host(".public.test"), 400, ""),
     ]
 }
 
@@ -105,7 +112,9 @@ fn targets() -> Vec<(String, u16, &'static str)> {
         (target("/x#inner"), 400, ""),
         (target("/x y"), 505, ""),
         (target("/x\ty"), 400, ""),
-        (target("/x\u{e9}"), 400, ""),
+        (target("/x\u{e9}"), 200, "public"),
+        (target("/x?f={\"a\":1}|^`<>"), 200, "public"),
+        (target("/x\u{7f}"), 400, ""),
         (target("/public/../inner"), 400, ""),
         (target("/public/%2e%2E/inner"), 400, ""),
         (target("/public/./x"), 400, ""),

@@ -64,7 +64,9 @@ async fn certificates_and_keys_are_looked_at_before_they_are_used() {
         for verb in [&["check"][..], &["run", "--config"]] {
             let (code, _, err) = run(&[verb, &[&*file]].concat()).await;
             let placed = err.lines().any(|line| line.contains("bad.toml:6:") && line.contains(said));
-            assert!(code == 78 && placed, "{verb:?} {cert} {key}: {code} {err}");
+            // What is not here may be where the conf is meant for.
+            let stops = verb[0] != "check" || !(cert == "none.pem" || key == "none.pem");
+            assert!(placed && code == if stops { 78 } else { 0 }, "{verb:?} {cert} {key}: {code} {err}");
         }
     }
     let (file, key) = (at("good.toml"), home.path().join("a/key.pem"));
