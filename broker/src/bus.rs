@@ -42,14 +42,14 @@ pub trait Bus: Send + Sync + 'static {
     /// Appends to the channel's stream (if it keeps one) and delivers to every node with interest.
     fn publish(&self, publish: Publish) -> Call<'_, Published>;
 
-    /// Declares this node's interest. With `stream`, returns the top of the channel's stream,
-    /// which is created if it does not exist. Idempotent.
+    /// Declares this node's interest. With `stream`, returns the top of the channel's stream; one that nobody has
+    /// published to yet has an epoch and the offset 0, and takes no room. Idempotent.
     fn subscribe(&self, channel: String, stream: Option<StreamOptions>) -> Call<'_, Option<Position>>;
 
     /// Ends this node's interest. Idempotent.
     fn unsubscribe(&self, channel: String) -> Call<'_, ()>;
 
-    /// Reads a stream, creating it if it does not exist. A `since` of another epoch, or one whose
+    /// Reads a stream. A `since` of another epoch, or one whose
     /// successors are no longer all there, is the caller's to notice from what is returned.
     fn history(&self, channel: String, query: HistoryQuery, stream: StreamOptions) -> Call<'_, History>;
 

@@ -257,7 +257,7 @@ impl Admit {
         if !turn.is_zero() {
             tokio::time::sleep(turn).await;
         }
-        let Ok(slot) = budget.slot().await else {
+        let Ok(slot) = budget.slot(address).await else {
             budget.give_back();
             return Err(later("budget_handshakes"));
         };

@@ -140,6 +140,11 @@ fn long_functions(code: &str) -> Vec<(String, usize)> {
         let indent = line.len() - line.trim_start().len();
         let words: Vec<&str> = line.split_whitespace().take_while(|w| !w.starts_with("//")).collect();
         let Some(at) = words.iter().position(|w| *w == "fn") else { continue };
+        // A trait's method without a body.
+        let head = lines[start..].iter().find(|l| l.ends_with(['{', ';', '}']));
+        if head.is_some_and(|l| l.ends_with(';')) {
+            continue;
+        }
         let closing = format!("{}}}", " ".repeat(indent));
         let Some(length) = lines[start..].iter().position(|l| **l == closing) else { continue };
         if length + 1 > MAX_FUNCTION_LINES {
@@ -154,6 +159,8 @@ fn long_functions(code: &str) -> Vec<(String, usize)> {
 fn the_function_rule_can_fail() {
     let code = format!("fn long() {{\n{}}}\n", "    x();\n".repeat(MAX_FUNCTION_LINES));
     assert_eq!(long_functions(&code), [("long".to_owned(), MAX_FUNCTION_LINES + 2)]);
+    let declared = format!("    fn declared(\n        &self,\n    ) -> u8;\n{code}");
+    assert_eq!(long_functions(&declared).len(), 1, "a declaration has no length");
 }
 
 #[test]

@@ -143,17 +143,8 @@ impl Rules<'_> {
                 );
             }
         }
-        let broker = &self.config.broker;
-        // Publications of a tenth of the largest: a rough guess, but ten times what fits is no history.
-        let most =
-            (options.history_size as usize).saturating_mul((self.config.node.message_size / 10).max(1));
-        if history && self.config.roles.broker && most > broker.history_memory {
-            let text = format!(
-                "{} publications of a tenth of node.message_size are more than broker.history_memory {}: so much is never kept",
-                options.history_size,
-                Bytes(broker.history_memory)
-            );
-            self.warn(&[&size, "broker.history_memory"], text);
+        if history {
+            self.history_fits(&size, options.history_size as usize);
         }
         if history && options.history_meta_ttl < options.history_ttl {
             let text = format!(
@@ -187,6 +178,20 @@ impl Rules<'_> {
                 &[&key("force_push_join_leave"), &key("join_leave")],
                 "needs join_leave; accepted: false, or join_leave = true",
             );
+        }
+    }
+
+    /// Whether a channel's history has room in the broker of this process, if all of it is used.
+    fn history_fits(&mut self, key: &str, publications: usize) {
+        let memory = self.config.broker.history_memory;
+        // Publications of a tenth of the largest: a rough guess, but ten times what fits is no history.
+        let most = publications.saturating_mul((self.config.node.message_size / 10).max(1));
+        if self.config.roles.broker && most > memory {
+            let text = format!(
+                "{publications} publications of a tenth of node.message_size are more than broker.history_memory {}: so much is never kept",
+                Bytes(memory)
+            );
+            self.warn(&[key, "broker.history_memory"], text);
         }
     }
 }

@@ -17,11 +17,19 @@ pub struct Admission {
     pub burst: u32,
     /// Handshakes under way at once. 0: no limit.
     pub max_handshakes: usize,
+    /// Of `max_handshakes`, for one address.
+    pub max_share_per_ip: f64,
     /// How long a handshake may wait for its turn before it is refused.
     pub wait: Duration,
 }
 
-keys!(Admission { rate, burst in 1.., max_handshakes, wait in Duration::ZERO..=Duration::from_secs(10) });
+keys!(Admission {
+    rate,
+    burst in 1..,
+    max_handshakes,
+    max_share_per_ip in 0.0..=1.0,
+    wait in Duration::ZERO..=Duration::from_secs(10),
+});
 
 /// Limits of one route; all off unless they are set.
 #[derive(Clone, Copy, Debug, PartialEq)]

@@ -1,5 +1,5 @@
 //! The budget of the whole process for WebSocket handshakes: a token bucket with a short wait, and
-//! a cap on those under way. Pure but for the cap's semaphore: the time is an argument.
+//! a cap on those under way, with a share for each address. Pure but for the cap's semaphore: the time is an argument.
 //!
 //! Who is refused is told a second to come back in. Those seconds are a ledger: each has as many
 //! places as the rate allows, and a refused client is given one of the next seconds that have any
@@ -7,6 +7,8 @@
 //! number needs at this rate, later the more of them there are, and those that obey find a place.
 //! Places of clients that never come back lapse with their second.
 
+use super::counts::{Counts, KeyPlace, share};
+use super::key::Key;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -23,7 +25,7 @@ const PROMISED: f64 = 0.95;
 
 pub struct Budget {
     conf: Admission,
-    slots: Option<Arc<Semaphore>>,
+    slots: Option<Slots>,
     state: Mutex<State>,
 }
 
@@ -38,8 +40,18 @@ struct State {
     second: u64,
 }
 
+struct Slots {
+    free: Arc<Semaphore>,
+    /// What each address has of them, and waits for.
+    of: Arc<Counts>,
+    share: usize,
+}
+
 /// A place among the handshakes under way, until it is dropped.
-pub type Slot = OwnedSemaphorePermit;
+pub struct Slot {
+    _slot: OwnedSemaphorePermit,
+    _of_address: Option<KeyPlace>,
+}
 
 impl Budget {
     /// `None`: no budget is set.
@@ -50,7 +62,11 @@ impl Budget {
         }
         let state =
             State { epoch: now, full_at: 0.0, left_at: 0.0, promised: Box::new([0; HORIZON]), second: 0 };
-        let slots = (cap > 0).then(|| Arc::new(Semaphore::new(cap)));
+        let slots = (cap > 0).then(|| Slots {
+            free: Arc::new(Semaphore::new(cap)),
+            of: Arc::default(),
+            share: share(cap, conf.max_share_per_ip),
+        });
         Some(Budget { conf, slots, state: Mutex::new(state) })
     }
 
@@ -97,15 +113,18 @@ impl Budget {
 
     /// A place among the handshakes under way, awaited for `wait` at most. `Ok(None)`: they are not
     /// limited.
-    pub async fn slot(&self) -> Result<Option<Slot>, ()> {
+    pub async fn slot(&self, address: Key) -> Result<Option<Slot>, ()> {
         let Some(slots) = &self.slots else { return Ok(None) };
-        if let Ok(slot) = slots.clone().try_acquire_owned() {
-            return Ok(Some(slot));
-        }
-        match tokio::time::timeout(self.conf.wait, slots.clone().acquire_owned()).await {
-            Ok(Ok(slot)) => Ok(Some(slot)),
-            _ => Err(()),
-        }
+        let of_address = slots.of.place(address, slots.share)?;
+        let free = slots.free.clone();
+        let slot = match free.clone().try_acquire_owned() {
+            Ok(slot) => slot,
+            Err(_) => match tokio::time::timeout(self.conf.wait, free.acquire_owned()).await {
+                Ok(Ok(slot)) => slot,
+                _ => return Err(()),
+            },
+        };
+        Ok(Some(Slot { _slot: slot, _of_address: of_address }))
     }
 
     /// When a client that is refused should come back, in whole seconds. `dice` is any number.
@@ -169,6 +188,7 @@ impl State {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::admit::key::of_ip;
     use rand::rngs::SmallRng;
     use rand::{Rng, SeedableRng};
     use std::cmp::Reverse;
@@ -176,7 +196,7 @@ mod tests {
 
     fn conf(per_second: f64, burst: u32, wait_ms: u64) -> Admission {
         let wait = Duration::from_millis(wait_ms);
-        Admission { rate: Some(Rate { per_second }), burst, max_handshakes: 0, wait }
+        Admission { rate: Some(Rate { per_second }), burst, max_handshakes: 0, max_share_per_ip: 0.5, wait }
     }
 
     /// The turn, or when to come back.
@@ -306,15 +326,42 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn the_cap_waits_a_moment_and_then_refuses() {
-        let conf = Admission { rate: None, burst: 1, max_handshakes: 1, wait: Duration::from_millis(500) };
+        let conf = Admission {
+            rate: None,
+            burst: 1,
+            max_handshakes: 1,
+            max_share_per_ip: 0.5,
+            wait: Duration::from_millis(500),
+        };
         let budget = Budget::new(conf, Instant::now()).unwrap();
-        let first = budget.slot().await.unwrap();
+        let [one, other] = ["10.0.0.1", "10.0.0.2"].map(|ip| of_ip(ip.parse().unwrap(), 64));
+        let first = budget.slot(one).await.unwrap();
         assert!(first.is_some());
         let before = tokio::time::Instant::now();
-        assert!(budget.slot().await.is_err());
+        assert!(budget.slot(other).await.is_err());
         assert_eq!(before.elapsed(), Duration::from_millis(500));
         assert_eq!(budget.later(Instant::now(), 0), Duration::from_secs(1));
         drop(first);
-        assert!(budget.slot().await.is_ok());
+        assert!(budget.slot(other).await.is_ok());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_address_leaves_places_to_others_and_does_not_stand_in_their_line() {
+        let conf = Admission {
+            rate: None,
+            burst: 1,
+            max_handshakes: 4,
+            max_share_per_ip: 0.5,
+            wait: Duration::from_millis(500),
+        };
+        let budget = Budget::new(conf, Instant::now()).unwrap();
+        let [one, other] = ["10.0.0.1", "10.0.0.2"].map(|ip| of_ip(ip.parse().unwrap(), 64));
+        let slow = [budget.slot(one).await.unwrap(), budget.slot(one).await.unwrap()];
+        let before = tokio::time::Instant::now();
+        assert!(budget.slot(one).await.is_err());
+        assert!(before.elapsed().is_zero(), "who has his share does not wait for others' places");
+        let _others = [budget.slot(other).await.unwrap(), budget.slot(other).await.unwrap()];
+        drop(slow);
+        assert!(budget.slot(one).await.is_ok());
     }
 }

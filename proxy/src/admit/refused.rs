@@ -73,7 +73,7 @@ pub fn key(cause: &str) -> &'static str {
         "rate" => "proxy.handshake_rate, handshake_burst",
         "tls_handshake_rate" => "proxy.tls.handshake_rate, handshake_burst",
         "budget" => "proxy.admission.rate, burst, wait",
-        "budget_handshakes" => "proxy.admission.max_handshakes, wait",
+        "budget_handshakes" => "proxy.admission.max_handshakes, max_share_per_ip, wait",
         "origin" => "proxy.route.origins, origin_required",
         "token" | "token_keys" => "proxy.route.token, proxy.token",
         "route_connections" => "proxy.route.limits.max_connections",

@@ -155,7 +155,13 @@ async fn a_reload_gives_nobody_a_fresh_burst_unless_the_setting_changed() {
         c.route = vec![route.clone()];
         c.handshake_rate = rate(0.01);
         c.handshake_burst = 1;
-        c.admission = Admission { rate: rate(0.01), burst: 1, max_handshakes: 0, wait: Duration::ZERO };
+        c.admission = Admission {
+            rate: rate(0.01),
+            burst: 1,
+            max_handshakes: 0,
+            max_share_per_ip: 0.5,
+            wait: Duration::ZERO,
+        };
     });
     let plain = Client { websocket: false, ..WS };
     ask(&admit, &route, &WS).await.unwrap();
@@ -177,7 +183,13 @@ async fn the_budget_costs_nobody_his_handshakes_and_the_line_is_as_long_as_the_q
     let (admit, conf) = admit(|c| {
         c.handshake_rate = rate(0.01);
         c.handshake_burst = 3;
-        c.admission = Admission { rate: rate(1.0), burst: 1, max_handshakes: 0, wait: Duration::ZERO };
+        c.admission = Admission {
+            rate: rate(1.0),
+            burst: 1,
+            max_handshakes: 0,
+            max_share_per_ip: 0.5,
+            wait: Duration::ZERO,
+        };
     });
     let route = &conf.route[0];
     ask(&admit, route, &Client { ip: "9.9.9.9", ..WS }).await.unwrap();
@@ -199,7 +211,13 @@ async fn the_budget_costs_nobody_his_handshakes_and_the_line_is_as_long_as_the_q
 #[tokio::test]
 async fn handshakes_under_way_are_capped_and_given_back() {
     let (admit, conf) = admit(|c| {
-        c.admission = Admission { rate: None, burst: 1, max_handshakes: 1, wait: Duration::ZERO };
+        c.admission = Admission {
+            rate: None,
+            burst: 1,
+            max_handshakes: 1,
+            max_share_per_ip: 0.5,
+            wait: Duration::ZERO,
+        };
     });
     let route = &conf.route[0];
     let first = ask(&admit, route, &WS).await.unwrap();

@@ -16,7 +16,8 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 #[derive(Debug)]
 pub enum RequestStream {
     H2(h2::Stream),
-    H3(H3Stream),
+    /// Boxed: it is much larger than a connection of HTTP/1.
+    H3(Box<H3Stream>),
 }
 
 macro_rules! each {
@@ -87,7 +88,7 @@ impl RequestStream {
         let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
         match self {
             RequestStream::H2(stream) => drop(runtime.spawn(stream.cut())),
-            RequestStream::H3(stream) => drop(runtime.spawn(stream.cut())),
+            RequestStream::H3(stream) => drop(runtime.spawn((*stream).cut())),
         }
     }
 

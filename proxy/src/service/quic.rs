@@ -108,7 +108,7 @@ impl Handler for Requests {
             head.headers.insert(EARLY_DATA, HeaderValue::from_static("1"));
         }
         let service = self.front.service.clone();
-        let stream = RequestStream::H3(stream);
+        let stream = RequestStream::H3(Box::new(stream));
         Box::pin(service.streamed(stream, head, self.link.clone(), &self.front.shutdown)).await;
     }
 

@@ -32,25 +32,10 @@ impl Places {
     }
 }
 
-/// How many of these places one address may have. One at least, or nobody had any.
-pub fn share(places: usize, share: f64) -> usize {
-    // A share is 0 to 1, so this is no more than there are.
-    ((places as f64 * share).ceil() as usize).max(1)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::admit::key::of_ip;
-
-    #[test]
-    fn a_share_is_one_at_least_and_leaves_something_from_two_places_on() {
-        for (places, of, expected) in
-            [(1, 0.5, 1), (2, 0.5, 1), (3, 0.5, 2), (10, 0.5, 5), (10, 1.0, 10), (4, 0.0, 1)]
-        {
-            assert_eq!(share(places, of), expected, "{places} × {of}");
-        }
-    }
 
     #[test]
     fn what_is_given_back_is_forgotten() {

@@ -9,7 +9,7 @@
 //! something is given back. One at a time has its turn. As long as anybody waits or has its turn, whoever comes
 //! lines up at the end of its lane.
 
-use super::places;
+use crate::admit::counts;
 use crate::admit::key::Key;
 use std::collections::{BTreeMap, VecDeque};
 use tokio::sync::oneshot;
@@ -59,7 +59,7 @@ impl Queue {
         share: f64,
     ) -> Result<(u64, oneshot::Receiver<()>), Full> {
         let mine = self.lanes.get(&lane).map_or(0, VecDeque::len);
-        let over = lane.is_some() && mine >= places::share(bound, share);
+        let over = lane.is_some() && mine >= counts::share(bound, share);
         if self.waiting >= bound || over {
             return Err(Full);
         }

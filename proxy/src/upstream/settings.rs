@@ -1,8 +1,9 @@
 //! What the conf says of an upstream, ready for use.
 
 use super::attempt::Judge;
-use super::places::{self, Held};
+use super::places::Held;
 use super::tls;
+use crate::admit::counts;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -91,7 +92,7 @@ impl Settings {
     /// Of one server, by one address.
     pub fn is_at_share(&self, held: Held) -> bool {
         let reached =
-            |count: usize, limit: usize| limit > 0 && count >= places::share(limit, self.share_per_ip);
+            |count: usize, limit: usize| limit > 0 && count >= counts::share(limit, self.share_per_ip);
         reached(held.open, self.max_connections) || reached(held.handshakes, self.max_handshakes)
     }
 }

@@ -333,6 +333,7 @@ async fn the_budget_paces_handshakes_and_tells_the_rest_when_to_come() {
             rate: Some(Rate { per_second: rate }),
             burst: 10,
             max_handshakes: 0,
+            max_share_per_ip: 0.5,
             wait: Duration::from_millis(200),
         };
     });
