@@ -83,15 +83,15 @@ pub struct Rate {
     pub user: Rates,
 }
 
-/// Zero: no limit.
+/// `None`: no limit ("0/s").
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Rates {
-    pub commands: units::Rate,
-    pub publications: units::Rate,
-    pub subscribes: units::Rate,
-    pub new_channels: units::Rate,
-    pub reads: units::Rate,
-    pub rpcs: units::Rate,
+    pub commands: Option<units::Rate>,
+    pub publications: Option<units::Rate>,
+    pub subscribes: Option<units::Rate>,
+    pub new_channels: Option<units::Rate>,
+    pub reads: Option<units::Rate>,
+    pub rpcs: Option<units::Rate>,
 }
 
 #[derive(Clone, Debug, PartialEq)]

@@ -6,7 +6,7 @@
 //! Where thousands may come at once and be slow together, everybody has some time, unless he is one of a crowd: of the
 //! address with the most places one goes at once for a newcomer whose own address has far fewer.
 //!
-//! Peers that are known have places apart, which strangers cannot take. [`Table`] is pure; [`Unproven`] is the
+//! Peers that are known have places apart, which strangers cannot take. `Table` is pure; [`Unproven`] is the
 //! table with its lock and its signals.
 
 use crate::client_addr::network;

@@ -25,6 +25,9 @@ const QUEUE: usize = 4096;
 const AT_ONCE: usize = 64;
 /// How long interest outlives the last subscriber.
 pub const LINGER: Duration = Duration::from_secs(2);
+/// Channels that linger at once; over it the longest goes. Many that are left at the same time are names that somebody
+/// makes up, or those of a crowd that is gone, and would only take memory.
+const LINGERING: usize = 4096;
 /// Looks for channels without subscribers that found the queue full, or whose release failed.
 const SWEEP: Duration = Duration::from_secs(30);
 /// A leave is given up after this: by then the broker has dropped what it lost sight of.
@@ -74,6 +77,14 @@ impl Jobs {
         let mut sweep = tokio::time::interval(SWEEP);
         sweep.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
+            // One that was never open keeps its time: the answer to an attempt that failed may still be on its way.
+            let too_many = |lingering: &VecDeque<(Instant, Arc<Channel>)>| {
+                lingering.len() > LINGERING
+                    && lingering.front().is_some_and(|(_, channel)| channel.was_open())
+            };
+            while too_many(&lingering) && work.len() < AT_ONCE {
+                work.extend(lingering.pop_front().map(|(_, channel)| release(hub.clone(), channel)));
+            }
             let room = work.len() < AT_ONCE;
             let due = lingering.front().map(|(at, _)| *at).filter(|_| room);
             tokio::select! {
@@ -83,15 +94,16 @@ impl Jobs {
                     Job::Leave { channel, client } => work.push(Box::pin(leave(hub.clone(), channel, client))),
                 },
                 () = sleep_until(due) => {
-                    if let Some((_, channel)) = lingering.pop_front() {
-                        let hub = hub.clone();
-                        work.push(Box::pin(async move { hub.release(&channel).await }));
-                    }
+                    work.extend(lingering.pop_front().map(|(_, channel)| release(hub.clone(), channel)));
                 }
                 _ = sweep.tick() => lingering.extend(empty(&hub)),
             }
         }
     }
+}
+
+fn release(hub: Arc<Hub>, channel: Arc<Channel>) -> Work {
+    Box::pin(async move { hub.release(&channel).await })
 }
 
 async fn sleep_until(at: Option<Instant>) {

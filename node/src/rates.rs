@@ -58,15 +58,16 @@ impl Kind {
         }
     }
 
-    fn of(self, rates: &OfWhom) -> f64 {
-        match self {
-            Kind::Command => rates.commands.per_second,
-            Kind::Publication => rates.publications.per_second,
-            Kind::Subscribe => rates.subscribes.per_second,
-            Kind::NewChannel => rates.new_channels.per_second,
-            Kind::Read => rates.reads.per_second,
-            Kind::Rpc => rates.rpcs.per_second,
-        }
+    fn of(self, rates: &OfWhom) -> Option<f64> {
+        let rate = match self {
+            Kind::Command => rates.commands,
+            Kind::Publication => rates.publications,
+            Kind::Subscribe => rates.subscribes,
+            Kind::NewChannel => rates.new_channels,
+            Kind::Read => rates.reads,
+            Kind::Rpc => rates.rpcs,
+        };
+        rate.map(|rate| rate.per_second)
     }
 }
 
@@ -168,7 +169,7 @@ pub struct Meter {
 
 /// `None`: so many that nobody would ever be refused.
 fn quota(per_second: f64, burst: f64, least: u32) -> Option<Quota> {
-    if per_second <= 0.0 || per_second > 1e9 {
+    if per_second > 1e9 {
         return None;
     }
     let period = Duration::from_secs_f64((1.0 / per_second).min(86_400.0));
@@ -186,7 +187,7 @@ impl Rates {
             Kind::Command | Kind::Subscribe | Kind::NewChannel => channels_per_client.min(1_000_000) as u32,
             _ => 1,
         };
-        let quota_of = |kind: Kind, of: &OfWhom| quota(kind.of(of), burst, least(kind));
+        let quota_of = |kind: Kind, of: &OfWhom| quota(kind.of(of)?, burst, least(kind));
         Rates {
             epoch: now,
             connection: Kind::ALL.map(|kind| {
@@ -274,13 +275,16 @@ pub mod tests {
     use weir_conf::units::Rate;
 
     pub fn conf(per_second: f64, of_user: f64) -> Conf {
-        let of = |per_second| OfWhom {
-            commands: Rate { per_second },
-            publications: Rate { per_second },
-            subscribes: Rate { per_second },
-            new_channels: Rate { per_second },
-            reads: Rate { per_second },
-            rpcs: Rate { per_second },
+        let of = |per_second| {
+            let rate = (per_second > 0.0).then_some(Rate { per_second });
+            OfWhom {
+                commands: rate,
+                publications: rate,
+                subscribes: rate,
+                new_channels: rate,
+                reads: rate,
+                rpcs: rate,
+            }
         };
         Conf { burst: Duration::from_secs(2), connection: of(per_second), user: of(of_user) }
     }

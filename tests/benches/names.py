@@ -34,8 +34,12 @@ allow_subscribe_for_anonymous = true
 allow_publish_for_client = true
 allow_publish_for_anonymous = true
 """
-# Whoever floods keeps to the limits of a connection in production; here they would only make it slower.
-LIMITS = os.environ.get("NAMES_NODE_CONF", "")
+# Whoever floods is held to the rates of a connection; here they would only make it slower.
+LIMITS = """[node.rate.connection]
+commands = "0/s"
+subscribes = "0/s"
+new_channels = "0/s"
+"""
 BROKER, NODE = f"127.0.0.1:{args.port + 1}", f"127.0.0.1:{args.port + 2}"
 
 
@@ -199,7 +203,9 @@ victim.start()
 client = Client()
 # Buffers and tables have the size that any traffic gives them.
 flood(client, 0, min(20_000, args.names // 10))
+del client  # It would have to answer pings meanwhile.
 time.sleep(args.settle)
+client = Client()
 before_channels, before = channels(), [p.rss() for p in processes]
 victims = victim.good
 begun = time.monotonic()

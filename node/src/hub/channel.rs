@@ -130,6 +130,11 @@ impl Channel {
     pub fn is_empty(&self) -> bool {
         lock(&self.inner).subscribers() == 0
     }
+
+    /// Whether the bus has ever answered that this node is subscribed.
+    pub fn was_open(&self) -> bool {
+        !matches!(lock(&self.inner).flow, Flow::Opening { .. })
+    }
 }
 
 impl Inner {

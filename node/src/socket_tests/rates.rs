@@ -7,7 +7,7 @@ use crate::rates::tests::conf as rates;
 /// Nobody waits for a bucket here: one is left in a hundred thousand seconds, and two come at once.
 fn few(conf: &mut weir_conf::node::Node) {
     conf.rate = rates(0.00001, 0.0);
-    conf.rate.connection.commands = Rate { per_second: 0.0 };
+    conf.rate.connection.commands = None;
     conf.channels_per_client = 2;
 }
 
@@ -15,7 +15,7 @@ fn ask(id: u32, what: &str) -> Value {
     match what {
         "publications" => json!({"id": id, "publish": {"channel": "open:c", "data": id}}),
         "rpcs" => json!({"id": id, "rpc": {"method": "m"}}),
-        "reads" if id % 3 == 0 => json!({"id": id, "presence": {"channel": "open:c"}}),
+        "reads" if id.is_multiple_of(3) => json!({"id": id, "presence": {"channel": "open:c"}}),
         "reads" if id % 3 == 1 => json!({"id": id, "presence_stats": {"channel": "open:c"}}),
         "reads" => json!({"id": id, "history": {"channel": "open:c", "limit": 1}}),
         "new_channels" => json!({"id": id, "subscribe": {"channel": format!("plain:{id}")}}),
@@ -65,7 +65,7 @@ async fn each_kind_has_a_rate_in_single_frames_and_in_batches() {
 async fn names_have_a_rate_and_names_that_others_have_none() {
     let server = Server::start(|c| {
         few(c);
-        c.rate.connection.subscribes = Rate { per_second: 0.0 };
+        c.rate.connection.subscribes = None;
         c.channels_per_client = 3;
     });
     let mut owner = server.client("owner").await;
@@ -90,7 +90,7 @@ async fn names_have_a_rate_and_names_that_others_have_none() {
 async fn who_goes_on_is_closed_with_3013_and_others_are_not() {
     let server = Server::start(|c| {
         few(c);
-        c.rate.connection.commands = Rate { per_second: 0.001 };
+        c.rate.connection.commands = Some(Rate { per_second: 0.001 });
     });
     let mut other = server.client("").await;
     other.subscribe("plain:c").await;
@@ -134,7 +134,7 @@ async fn subscriptions_of_a_connect_command_count() {
     // A user's are one for all his connections.
     let server = Server::start(|c| {
         c.rate = rates(0.0, 0.00001);
-        c.rate.user.commands = Rate { per_second: 0.0 };
+        c.rate.user.commands = None;
         c.channels_per_client = 2;
     });
     let claims = json!({"sub": "bob", "channels": ["plain:1", "plain:2"]});
