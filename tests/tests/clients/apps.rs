@@ -21,6 +21,17 @@ async fn start(mut command: Command, addr: SocketAddr) -> Child {
     child
 }
 
+/// A process of the Socket.IO app at each of these; each says its name.
+async fn socketio_apps(addrs: &[SocketAddr]) -> Vec<Child> {
+    let mut apps = Vec::new();
+    for (addr, name) in addrs.iter().zip(["a", "b"]) {
+        let mut command = node("socketio-app.js", *addr);
+        command.arg(name);
+        apps.push(start(command, *addr).await);
+    }
+    apps
+}
+
 fn node(file: &str, addr: SocketAddr) -> Command {
     let mut command = Command::new("node");
     command.current_dir(js()).arg(file).arg(addr.port().to_string());
@@ -41,12 +52,7 @@ async fn proxy(spec: Spec, listen: &Port, servers: &[SocketAddr]) -> Process {
 #[tokio::test]
 async fn socket_io_app_in_two_processes() {
     let (_ports, addrs) = echo::ports(2);
-    let mut apps = Vec::new();
-    for (addr, name) in addrs.iter().zip(["a", "b"]) {
-        let mut command = node("socketio-app.js", *addr);
-        command.arg(name);
-        apps.push(start(command, *addr).await);
-    }
+    let _apps = socketio_apps(&addrs).await;
     let shipped = std::fs::read_to_string(repo().join("conf/app.toml")).unwrap();
     let by_ip = "\nsticky = { by = \"ip\" }\n#sticky = { by = \"cookie\"";
     assert!(shipped.contains(by_ip), "conf/app.toml no longer offers both:\n{shipped}");
@@ -62,12 +68,7 @@ async fn socket_io_app_in_two_processes() {
 #[tokio::test]
 async fn socket_io_from_an_office_of_one_address() {
     let (_ports, addrs) = echo::ports(2);
-    let mut apps = Vec::new();
-    for (addr, name) in addrs.iter().zip(["a", "b"]) {
-        let mut command = node("socketio-app.js", *addr);
-        command.arg(name);
-        apps.push(start(command, *addr).await);
-    }
+    let _apps = socketio_apps(&addrs).await;
     let readme = std::fs::read_to_string(repo().join("README.md")).unwrap();
     let example = readme.split("```toml\n").skip(1).map(|block| block.split("```").next().unwrap());
     let example =
